@@ -1,0 +1,170 @@
+//! Every bound there is, with its default, its unit in its name, and what it
+//! costs. A hub is configured with one [`Limits`]; peers hear those that
+//! concern them in the ack.
+
+use std::time::Duration;
+
+use crate::message::LinkLimits;
+
+/// The bounds of a hub.
+///
+/// ```
+/// use trunkline_protocol::limits::Limits;
+///
+/// let limits = Limits { queue_per_agent: 10, ..Limits::default() };
+/// assert_eq!(limits.message_bytes_max, 1024 * 1024);
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Longest message. One per link may be under assembly: this is what a
+    /// hostile link can make the hub hold. 1 MiB.
+    pub message_bytes_max: usize,
+    /// Longest message before the greeting has succeeded. 16 KiB.
+    pub greeting_bytes_max: usize,
+    /// Longest `data` of one terminal message. 16 KiB, so that control never
+    /// waits longer than one of these takes to write.
+    pub chunk_bytes_max: usize,
+    /// Deepest nesting of JSON. 32.
+    pub json_depth_max: u32,
+    /// Most members and elements in one JSON message, all levels together:
+    /// bounds the memory that parsing may take to a small multiple of the
+    /// message. 16,384.
+    pub json_items_max: u32,
+    /// Most messages in one `batch`. 100.
+    pub batch_messages_max: u32,
+    /// Messages in a row that could not be understood before the link is
+    /// closed. 32.
+    pub invalid_messages_max: u32,
+
+    /// From the accepted connection to a successful greeting, over all. 5 s.
+    pub greeting_timeout: Duration,
+    /// From the first byte of a message to its last. 30 s.
+    pub message_timeout: Duration,
+    /// How long a closing link may take to say its last words. 5 s.
+    pub close_timeout: Duration,
+    /// The hub pings an agent after this much silence of its own. 2 s.
+    pub agent_idle: Duration,
+    /// An agent is `unreachable` after this much silence from it. 5 s.
+    pub agent_timeout: Duration,
+    /// How long an agent stays `unreachable` before it is `offline`. 5 s.
+    pub agent_grace: Duration,
+    /// How long an `offline` agent stays on the roster; after that, commands
+    /// it held become `unknown` and it is forgotten. 24 h.
+    pub agent_retention: Duration,
+    /// The hub pings a dashboard after this much silence of its own. 15 s.
+    pub dashboard_idle: Duration,
+    /// A dashboard's link is given up after this much silence from it. 45 s.
+    pub dashboard_timeout: Duration,
+    /// How long a hook may take before it counts as failed. 10 s.
+    pub hook_timeout: Duration,
+    /// `auth:refresh-needed` is sent this long before credentials expire. 60 s.
+    pub refresh_ahead: Duration,
+    /// How long a link lives on after its credentials expired. 30 s.
+    pub refresh_grace: Duration,
+
+    /// Most links at once. About 8 KiB each when idle. 20,000.
+    pub links_max: usize,
+    /// Most agents remembered per tenant, present or not. 10,000.
+    pub agents_max: usize,
+    /// Most terminal subscriptions per dashboard. 1,024.
+    pub subscriptions_max: usize,
+    /// Bytes of control messages that may wait for one link; more closes it
+    /// as unable to keep up. 4 MiB.
+    pub control_bytes_max: usize,
+    /// Answers remembered per dashboard, so that a request asked again is
+    /// answered alike. About 100 bytes each. 256.
+    pub answers_max: usize,
+
+    /// Most commands waiting per agent. 100.
+    pub queue_per_agent: usize,
+    /// Longest `spec` of a command, in bytes as JSON. 64 KiB.
+    pub spec_bytes_max: usize,
+    /// Finished commands kept on the roster per agent. About 1 KiB each. 100.
+    pub finished_per_agent: usize,
+    /// A command must be started within this long unless its request says
+    /// otherwise. 1 h.
+    pub deliver_within: Duration,
+    /// How much longer than `run_for_ms` a command may run before the hub
+    /// ends it for an agent that vanished. 30 s.
+    pub run_for_margin: Duration,
+
+    /// Memory of one stream's log, its bookkeeping included. 8 MiB.
+    pub log_bytes_per_stream: usize,
+    /// Memory of all logs. 256 MiB.
+    pub log_bytes_total: usize,
+    /// How long a log is kept after its command has ended. 15 min.
+    pub log_retention: Duration,
+    /// How far an agent may send ahead of what is stored, per stream. 1 MiB.
+    pub grant_bytes: u64,
+    /// How fast grants are given to one agent, in bytes per second, all its
+    /// streams together; the first `grant_bytes` are free. 8 MiB/s.
+    pub terminal_bytes_per_second: u64,
+    /// Input that a dashboard may have under way to one command. 64 KiB.
+    pub input_bytes_ahead: u64,
+    /// How far behind a `newest` reader without a window may fall before it
+    /// is moved to the live end. 64 KiB.
+    pub newest_bytes_behind: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const KIB: usize = 1024;
+        const MIB: usize = 1024 * KIB;
+        Self {
+            message_bytes_max: MIB,
+            greeting_bytes_max: 16 * KIB,
+            chunk_bytes_max: 16 * KIB,
+            json_depth_max: 32,
+            json_items_max: 16_384,
+            batch_messages_max: 100,
+            invalid_messages_max: 32,
+
+            greeting_timeout: Duration::from_secs(5),
+            message_timeout: Duration::from_secs(30),
+            close_timeout: Duration::from_secs(5),
+            agent_idle: Duration::from_secs(2),
+            agent_timeout: Duration::from_secs(5),
+            agent_grace: Duration::from_secs(5),
+            agent_retention: Duration::from_secs(24 * 3600),
+            dashboard_idle: Duration::from_secs(15),
+            dashboard_timeout: Duration::from_secs(45),
+            hook_timeout: Duration::from_secs(10),
+            refresh_ahead: Duration::from_secs(60),
+            refresh_grace: Duration::from_secs(30),
+
+            links_max: 20_000,
+            agents_max: 10_000,
+            subscriptions_max: 1024,
+            control_bytes_max: 4 * MIB,
+            answers_max: 256,
+
+            queue_per_agent: 100,
+            spec_bytes_max: 64 * KIB,
+            finished_per_agent: 100,
+            deliver_within: Duration::from_secs(3600),
+            run_for_margin: Duration::from_secs(30),
+
+            log_bytes_per_stream: 8 * MIB,
+            log_bytes_total: 256 * MIB,
+            log_retention: Duration::from_secs(15 * 60),
+            grant_bytes: MIB as u64,
+            terminal_bytes_per_second: 8 * MIB as u64,
+            input_bytes_ahead: 64 * KIB as u64,
+            newest_bytes_behind: 64 * KIB as u64,
+        }
+    }
+}
+
+impl Limits {
+    /// The part that a peer is told in its ack.
+    pub fn for_link(&self) -> LinkLimits {
+        LinkLimits {
+            message_bytes_max: self.message_bytes_max as u64,
+            chunk_bytes_max: self.chunk_bytes_max as u64,
+            batch_messages_max: self.batch_messages_max,
+            grant_bytes: self.grant_bytes,
+            queue_per_agent: u32::try_from(self.queue_per_agent).unwrap_or(u32::MAX),
+            input_bytes_ahead: self.input_bytes_ahead,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Log records forwarded by agents and dashboards: a stream whose positions
+//! are record numbers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::open::open_words;
+use crate::ids::StreamId;
+
+open_words! {
+    /// How serious a record is.
+    LogLevel {
+        /// Something is broken.
+        Error = "error",
+        /// Something is odd.
+        Warn = "warn",
+        /// Something happened.
+        Info = "info",
+        /// For developers.
+        Debug = "debug",
+        /// For developers with patience.
+        Trace = "trace",
+    }
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRecord {
+    /// When, in milliseconds since the epoch, by the sender's clock.
+    pub ts_ms: u64,
+    /// How serious.
+    pub level: LogLevel,
+    /// Which part of the program.
+    pub target: String,
+    /// What.
+    pub message: String,
+    /// Details.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, String>,
+}
+
+/// `log:batch`: consecutive records of one sender's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogBatch {
+    /// The sender's log; another process has another.
+    pub stream: StreamId,
+    /// The number of the first record, counted from 0.
+    pub offset: u64,
+    /// The records. At most 256.
+    pub records: Vec<LogRecord>,
+}
