@@ -1,1 +1,38 @@
-//! The hub.
+//! The trunkline hub: the place between agents, which run commands and stream
+//! their terminals, and dashboards, which watch and drive them.
+//!
+//! ```no_run
+//! use trunkline_server::Hub;
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let hub = Hub::builder().start().await?;
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:7070").await?;
+//!     hub.serve(listener).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! That hub lets anyone in, for development. With
+//! [`HubBuilder::authenticator`] it asks for tokens, with
+//! [`HubBuilder::queue`] it keeps commands where they last, with
+//! [`HubBuilder::limits`] every bound is yours.
+//!
+//! The promises, the protocol and the map of the code are in the repository's
+//! `docs/`. What is inside: [`core`] is the whole hub as a pure machine, for
+//! whoever simulates it or runs it on another runtime; [`hooks`] is what an
+//! embedder plugs in.
+
+pub mod core;
+pub mod hooks;
+mod hub;
+mod shell;
+mod transport;
+
+pub use hooks::{
+    Anyone, AuthError, Authenticator, CommandQueue, Credentials, Identity, MemoryQueue, QueueError,
+    Role, TokenTable,
+};
+pub use hub::{Hub, HubBuilder};
+pub use transport::{MemoryLink, Violation};
+pub use trunkline_protocol as protocol;

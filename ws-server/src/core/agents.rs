@@ -1,0 +1,272 @@
+//! Agents: who is there, derived from the live link, and what a returning
+//! one still holds.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use trunkline_protocol::close::CloseCode;
+use trunkline_protocol::frame::Close;
+use trunkline_protocol::ids::{AgentId, CommandId, InstanceId, StreamId};
+use trunkline_protocol::message::{
+    AgentAbout, AgentConnect, AgentReport, AgentState, CommandStatus, HeldCommand, HubToAgent,
+    Presence, Priority, QueueState, TerminalInputTaken,
+};
+
+use super::deadlines::Due;
+use super::link::LinkId;
+use super::tenant::Tenant;
+use super::wires::Wires;
+
+/// Commands that a returning agent may list.
+pub(super) const HELD_MAX: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Agent {
+    /// `None` for an agent that has only been asked for: commands may wait
+    /// for one that has not come yet.
+    pub(super) seen: Option<Seen>,
+    /// Commands that wait, next first.
+    pub(super) queue: BTreeMap<(Priority, u64), CommandId>,
+    /// Commands that take a slot: being leased, leased, running, settling.
+    pub(super) held: BTreeSet<CommandId>,
+    /// Finished commands still listed, oldest first.
+    pub(super) finished: VecDeque<CommandId>,
+    /// Streams whose `terminal:taken` is to be sent.
+    pub(super) tell: Vec<StreamId>,
+    /// What may be granted now, in bytes.
+    pub(super) tokens: u64,
+    pub(super) tokens_at: Duration,
+    /// What the roster says, to publish only what changed.
+    listed: Option<AgentState>,
+}
+
+/// An agent that has been here.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) instance: InstanceId,
+    pub(super) subject: String,
+    pub(super) slots: u32,
+    about: AgentAbout,
+    report: AgentReport,
+    standing: Standing,
+    since_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Here(LinkId),
+    Unreachable,
+    Offline,
+}
+
+impl Agent {
+    /// The live link, if there is one.
+    pub(super) fn link(&self) -> Option<LinkId> {
+        match self.seen.as_ref()?.standing {
+            Standing::Here(link) => Some(link),
+            Standing::Unreachable | Standing::Offline => None,
+        }
+    }
+
+    fn presence(&self, seen: &Seen) -> Presence {
+        match seen.standing {
+            Standing::Here(_) if self.held.len() >= seen.slots as usize => Presence::Busy,
+            Standing::Here(_) => Presence::Online,
+            Standing::Unreachable => Presence::Unreachable,
+            Standing::Offline => Presence::Offline,
+        }
+    }
+
+    /// Whether a queued command could start now.
+    pub(super) fn has_free_slot(&self) -> bool {
+        let slots = self.seen.as_ref().map_or(0, |seen| seen.slots as usize);
+        self.link().is_some() && self.held.len() < slots
+    }
+}
+
+impl Tenant {
+    /// An agent has greeted and been recognised. `Err` when it may not come.
+    pub(super) fn handle_agent_here(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        id: &AgentId,
+        subject: &str,
+        greeting: &AgentConnect,
+    ) -> Result<(), Close> {
+        let full = self.agents.len() >= wires.limits.agents_max;
+        let agent = match self.agents.get_mut(id) {
+            Some(agent) => agent,
+            None if full => return Err(Close::new(CloseCode::TryLater, "too many agents")),
+            None => self.agents.entry(id.clone()).or_default(),
+        };
+        if let Some(seen) = &agent.seen {
+            if seen.subject != subject {
+                return Err(Close::new(CloseCode::Forbidden, "another subject has this agent id"));
+            }
+            if let Standing::Here(old) = seen.standing {
+                wires.close(old, Close::new(CloseCode::Superseded, "another link took over"));
+            }
+        } else {
+            agent.tokens = wires.limits.grant_bytes.max(wires.limits.terminal_bytes_per_second);
+            agent.tokens_at = wires.now.monotonic;
+        }
+        let report = agent.seen.take().map(|seen| seen.report).unwrap_or_default();
+        agent.seen = Some(Seen {
+            instance: greeting.instance,
+            subject: subject.to_owned(),
+            slots: greeting.slots.max(1),
+            about: greeting.about.clone(),
+            report,
+            standing: Standing::Here(link),
+            since_ms: wires.now.wall_ms,
+        });
+        agent.tell.clear();
+        wires.deadlines.cancel(&Due::AgentGrace(self.id.clone(), id.clone()));
+        wires.deadlines.cancel(&Due::AgentRetention(self.id.clone(), id.clone()));
+        Ok(())
+    }
+
+    /// What a returning agent holds, against what this hub believes. Nothing
+    /// is guessed from timing: only from what is listed, and by which process.
+    pub(super) fn reconcile(&mut self, wires: &mut Wires, id: &AgentId, held: &[HeldCommand]) {
+        let Some(agent) = self.agents.get(id) else { return };
+        let (Some(link), Some(seen)) = (agent.link(), &agent.seen) else { return };
+        let instance = seen.instance;
+        let believed: Vec<CommandId> = agent.held.iter().copied().collect();
+        for one in held {
+            self.handle_held(wires, link, id, instance, one);
+        }
+        let listed: BTreeSet<CommandId> = held.iter().map(|one| one.command).collect();
+        for command in believed {
+            if !listed.contains(&command) {
+                self.handle_not_held(wires, command, instance);
+            }
+        }
+        self.resume_input(wires, id);
+        self.publish_agent(wires, id);
+        self.dispatch(wires, id);
+    }
+
+    /// Asks everyone who types into this agent's commands to go on from what
+    /// is known to have arrived: what was under way when the link was lost is
+    /// gone.
+    fn resume_input(&mut self, wires: &mut Wires, id: &AgentId) {
+        let Some(agent) = self.agents.get(id) else { return };
+        for id in &agent.held {
+            let Some(command) = self.commands.get(id) else { continue };
+            if let (Some(size), Some(link)) = (command.size, agent.link()) {
+                let resize = trunkline_protocol::message::TerminalResize { command: *id, size };
+                wires.send(link, HubToAgent::Resize(resize));
+            }
+            for (writer, offset) in &command.writers {
+                let Some(link) = self.dashboards.get(writer).and_then(|d| d.link) else { continue };
+                let taken = TerminalInputTaken {
+                    command: *id,
+                    writer: writer.clone(),
+                    offset: *offset,
+                    resend: true,
+                };
+                wires.send(link, trunkline_protocol::message::HubToDashboard::InputTaken(taken));
+            }
+        }
+    }
+
+    /// The agent's link is gone. A link that was superseded changes nothing.
+    pub(super) fn handle_agent_lost(&mut self, wires: &mut Wires, id: &AgentId, link: LinkId) {
+        let Some(agent) = self.agents.get_mut(id) else { return };
+        let Some(seen) = &mut agent.seen else { return };
+        if seen.standing != Standing::Here(link) {
+            return;
+        }
+        seen.standing = Standing::Unreachable;
+        seen.since_ms = wires.now.wall_ms;
+        agent.tell.clear();
+        let grace = wires.limits.agent_grace;
+        wires.in_time(Due::AgentGrace(self.id.clone(), id.clone()), grace);
+        wires.deadlines.cancel(&Due::Grant(self.id.clone(), id.clone()));
+        self.publish_agent(wires, id);
+    }
+
+    /// The agent said goodbye, or its grace is over.
+    pub(super) fn handle_agent_offline(&mut self, wires: &mut Wires, id: &AgentId) {
+        let Some(seen) = self.agents.get_mut(id).and_then(|agent| agent.seen.as_mut()) else {
+            return;
+        };
+        if seen.standing != Standing::Offline {
+            seen.standing = Standing::Offline;
+            seen.since_ms = wires.now.wall_ms;
+        }
+        wires.deadlines.cancel(&Due::AgentGrace(self.id.clone(), id.clone()));
+        let retention = wires.limits.agent_retention;
+        wires.in_time(Due::AgentRetention(self.id.clone(), id.clone()), retention);
+        self.publish_agent(wires, id);
+    }
+
+    /// An agent has been away for so long that nobody waits for it any more.
+    pub(super) fn handle_agent_retention(&mut self, wires: &mut Wires, id: &AgentId) {
+        let Some(agent) = self.agents.get(id) else { return };
+        if agent.link().is_some() {
+            return;
+        }
+        for command in agent.held.clone() {
+            self.end_command(wires, command, CommandStatus::Unknown, None);
+        }
+        let Some(agent) = self.agents.get(id) else { return };
+        if !agent.held.is_empty() || !agent.queue.is_empty() {
+            // What still waits has a time of its own; look again later.
+            let retention = wires.limits.agent_retention;
+            wires.in_time(Due::AgentRetention(self.id.clone(), id.clone()), retention);
+            return;
+        }
+        for command in agent.finished.clone() {
+            self.forget_command(wires, command);
+        }
+        self.agents.remove(id);
+        self.ledger.remove_agent(id);
+        self.wake_followers(wires);
+    }
+
+    /// The agent's latest figures.
+    pub(super) fn handle_report(&mut self, wires: &mut Wires, id: &AgentId, report: AgentReport) {
+        if let Some(seen) = self.agents.get_mut(id).and_then(|agent| agent.seen.as_mut()) {
+            seen.report = report;
+            self.publish_agent(wires, id);
+        }
+    }
+
+    /// Lists the agent as it now is.
+    pub(super) fn publish_agent(&mut self, wires: &mut Wires, id: &AgentId) {
+        let Some(agent) = self.agents.get_mut(id) else { return };
+        let Some(seen) = &agent.seen else { return };
+        let presence = agent.presence(seen);
+        let since_ms = match &agent.listed {
+            Some(listed) if listed.presence == presence => listed.since_ms,
+            Some(_) | None => wires.now.wall_ms,
+        };
+        let state = AgentState {
+            agent: id.clone(),
+            presence,
+            since_ms,
+            instance: seen.instance,
+            about: seen.about.clone(),
+            slots: seen.slots,
+            running: u32::try_from(agent.held.len()).unwrap_or(u32::MAX),
+            report: seen.report.clone(),
+        };
+        if agent.listed.as_ref() == Some(&state) {
+            return;
+        }
+        agent.listed = Some(state.clone());
+        self.ledger.set_agent(state);
+        self.wake_followers(wires);
+    }
+
+    /// Lists the agent's queue as it now is.
+    pub(super) fn publish_queue(&mut self, wires: &mut Wires, id: &AgentId) {
+        let Some(agent) = self.agents.get(id) else { return };
+        let commands = agent.queue.values().copied().collect();
+        self.ledger.set_queue(QueueState { agent: id.clone(), commands });
+        self.wake_followers(wires);
+    }
+}

@@ -1,0 +1,908 @@
+//! Commands: from the request to an end that is stored.
+//!
+//! A command is moved by what is *known* of it. Every input writes down what
+//! it knows (an interrupt was asked for, an agent told of an end) and calls
+//! [`Tenant::advance`], which starts the next write to the queue if none is
+//! under way; when that is done it is called again. So a slow queue delays,
+//! and never confuses.
+//!
+//! ```text
+//!   Accepting ──stored──► Queued ──slot──► Leasing ──stored──► Dispatched
+//!                           │  ▲             │ (agent gone)        │ started
+//!                           │  └─────────────┘                  Running
+//!                           └────────── ending, stored ──────► Final ◄┘
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, InstanceId, RequestId, StreamId};
+use trunkline_protocol::message::{
+    Accepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting,
+    CommandRequest, CommandSettled, CommandStarted, CommandState, CommandStatus, EmergencyStop,
+    ErrorCode, HeldCommand, HubToAgent, InterruptStage, Priority, Refusal, TerminalSize,
+};
+
+use super::deadlines::Due;
+use super::link::LinkId;
+use super::tenant::Tenant;
+use super::wires::{Effect, Wires};
+use crate::hooks::{QueueChange, QueueError, StoredCommand};
+
+/// How long after a failed write to the queue it is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) request: CommandRequest,
+    requested_by: Option<DashboardId>,
+    requested_at_ms: u64,
+    order: u64,
+    stage: Stage,
+    pub(super) attempt: u32,
+    /// The process that holds the lease.
+    instance: Option<InstanceId>,
+    /// The output of each attempt.
+    pub(super) streams: Vec<(u32, StreamId)>,
+    started_at_ms: Option<u64>,
+    /// When it must have started.
+    deliver_by: Duration,
+    interrupt: Option<Interrupt>,
+    /// How it ends, as soon as that is stored.
+    ending: Option<Ending>,
+    /// The write to the queue that is under way.
+    storing: Option<Storing>,
+    /// Requests to answer once it is stored.
+    waiting: Vec<(DashboardId, Option<RequestId>)>,
+    /// How far each writer's input is known to have got.
+    pub(super) writers: BTreeMap<DashboardId, u64>,
+    /// The terminal's size as last asked for.
+    pub(super) size: Option<TerminalSize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Accepting,
+    Queued,
+    Leasing,
+    Dispatched,
+    Running,
+    Final,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Storing {
+    Accept,
+    Adopt,
+    Lease,
+    Settle,
+}
+
+#[derive(Debug)]
+struct Interrupt {
+    stage: InterruptStage,
+    grace_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+struct Ending {
+    status: CommandStatus,
+    at_ms: u64,
+    end: CommandEnd,
+}
+
+impl Command {
+    fn status(&self) -> CommandStatus {
+        match (self.stage, &self.ending) {
+            (Stage::Accepting | Stage::Queued | Stage::Leasing, _) => CommandStatus::Queued,
+            (Stage::Dispatched, _) => CommandStatus::Dispatched,
+            (Stage::Running, _) => CommandStatus::Running,
+            (Stage::Final, Some(ending)) => ending.status,
+            // A final command has its ending; without one nothing is known.
+            (Stage::Final, None) => CommandStatus::Unknown,
+        }
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.stage == Stage::Running
+    }
+
+    pub(super) fn is_final(&self) -> bool {
+        self.stage == Stage::Final
+    }
+
+    pub(super) fn stream(&self) -> Option<StreamId> {
+        self.streams.last().map(|(_, stream)| *stream)
+    }
+
+    fn state(&self) -> CommandState {
+        let ending = self.ending.as_ref().filter(|_| self.is_final());
+        CommandState {
+            command: self.request.command,
+            agent: self.request.agent.clone(),
+            status: self.status(),
+            attempt: self.attempt,
+            title: self.request.spec.run.title(),
+            priority: self.request.priority,
+            requested_by: self.requested_by.clone(),
+            requested_at_ms: self.requested_at_ms,
+            started_at_ms: self.started_at_ms,
+            ended_at_ms: ending.map(|ending| ending.at_ms),
+            stream: self.stream(),
+            interrupt: self.interrupt.as_ref().map(|interrupt| interrupt.stage),
+            end: ending.map(|ending| ending.end.clone()),
+        }
+    }
+
+    fn stored(&self, tenant: &trunkline_protocol::ids::TenantId) -> StoredCommand {
+        StoredCommand {
+            tenant: tenant.clone(),
+            request: self.request.clone(),
+            requested_by: self.requested_by.clone(),
+            requested_at_ms: self.requested_at_ms,
+            order: self.order,
+            status: match self.stage {
+                Stage::Accepting | Stage::Queued | Stage::Leasing => CommandStatus::Queued,
+                Stage::Dispatched | Stage::Running | Stage::Final => CommandStatus::Dispatched,
+            },
+            attempt: self.attempt,
+            instance: self.instance,
+            stream: self.stream(),
+            ended_at_ms: None,
+            end: None,
+        }
+    }
+
+    fn key(&self) -> (Priority, u64) {
+        (self.request.priority, self.order)
+    }
+}
+
+fn no_such_command() -> Refusal {
+    Refusal::new(ErrorCode::NotFound, "no such command")
+}
+
+impl Tenant {
+    // ---- requests -------------------------------------------------------
+
+    /// A dashboard asks for a command. Answered once it is stored.
+    pub(super) fn request_command(
+        &mut self,
+        wires: &mut Wires,
+        from: &DashboardId,
+        id: Option<RequestId>,
+        request: CommandRequest,
+    ) -> Result<(), Refusal> {
+        if wires.draining {
+            return Err(Refusal::new(ErrorCode::Draining, "the hub is closing"));
+        }
+        if let Some(known) = self.commands.get_mut(&request.command) {
+            if known.request != request {
+                let message = "another command has this id";
+                return Err(Refusal::new(ErrorCode::Conflict, message).field("payload.command"));
+            }
+            if known.stage == Stage::Accepting {
+                let waiter = (from.clone(), id);
+                if !known.waiting.contains(&waiter) {
+                    known.waiting.push(waiter);
+                }
+                return Ok(());
+            }
+            let accepted = Accepted { command: Some(request.command), ..Accepted::default() };
+            self.answer_ok(wires, from, id, accepted);
+            return Ok(());
+        }
+        check_spec(&request, wires)?;
+        let full = self.agents.len() >= wires.limits.agents_max;
+        let waiting = match self.agents.get(&request.agent) {
+            Some(agent) => agent.queue.len(),
+            None if full => {
+                return Err(Refusal::new(ErrorCode::LimitReached, "too many agents"));
+            }
+            None => 0,
+        };
+        if waiting >= wires.limits.queue_per_agent {
+            return Err(Refusal::new(ErrorCode::QueueFull, "the agent's queue is full"));
+        }
+        self.agents.entry(request.agent.clone()).or_default();
+        let within = request.deliver_within_ms.map(Duration::from_millis);
+        let within = within.unwrap_or(wires.limits.deliver_within);
+        let command = Command {
+            requested_by: Some(from.clone()),
+            requested_at_ms: wires.now.wall_ms,
+            order: self.next_order(),
+            stage: Stage::Accepting,
+            attempt: 0,
+            instance: None,
+            streams: Vec::new(),
+            started_at_ms: None,
+            deliver_by: wires.now.monotonic.saturating_add(within),
+            interrupt: None,
+            ending: None,
+            storing: Some(Storing::Accept),
+            waiting: vec![(from.clone(), id)],
+            writers: BTreeMap::new(),
+            size: None,
+            request,
+        };
+        let change = QueueChange::Accepted(Box::new(command.stored(&self.id)));
+        self.store(wires, command.request.command, change);
+        self.commands.insert(command.request.command, command);
+        Ok(())
+    }
+
+    fn next_order(&mut self) -> u64 {
+        self.order += 1;
+        self.order
+    }
+
+    /// Interrupts a command in whatever state it is.
+    pub(super) fn interrupt_command(
+        &mut self,
+        wires: &mut Wires,
+        interrupt: &CommandInterrupt,
+    ) -> Result<(), Refusal> {
+        let id = interrupt.command;
+        let command = self.commands.get_mut(&id).ok_or_else(no_such_command)?;
+        if command.ending.is_some() {
+            return Ok(());
+        }
+        let known = command.interrupt.get_or_insert(Interrupt {
+            stage: InterruptStage::Accepted,
+            grace_ms: interrupt.grace_ms,
+        });
+        if interrupt.grace_ms.is_some() {
+            known.grace_ms = interrupt.grace_ms;
+        }
+        match command.stage {
+            Stage::Accepting | Stage::Queued | Stage::Leasing => {
+                self.end_command(wires, id, CommandStatus::Interrupted, None);
+            }
+            Stage::Dispatched | Stage::Running => {
+                self.send_interrupt(wires, id);
+                self.publish_command(wires, id);
+            }
+            Stage::Final => {}
+        }
+        Ok(())
+    }
+
+    /// Interrupts everything; how many commands that were.
+    pub(super) fn stop_all(&mut self, wires: &mut Wires, stop: &EmergencyStop) -> u32 {
+        let hit = |command: &Command| {
+            let of_agent = |agents: &Vec<AgentId>| agents.contains(&command.request.agent);
+            command.ending.is_none() && stop.agents.as_ref().is_none_or(of_agent)
+        };
+        let all: Vec<CommandId> =
+            self.commands.iter().filter(|(_, c)| hit(c)).map(|(id, _)| *id).collect();
+        for command in &all {
+            let interrupt =
+                CommandInterrupt { command: *command, attempt: None, grace_ms: None };
+            // It was in the table a moment ago: there is nothing to refuse.
+            let _ = self.interrupt_command(wires, &interrupt);
+        }
+        u32::try_from(all.len()).unwrap_or(u32::MAX)
+    }
+
+    fn send_interrupt(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get(&id) else { return };
+        let Some(interrupt) = &command.interrupt else { return };
+        let Some(link) = self.agents.get(&command.request.agent).and_then(|a| a.link()) else {
+            return; // said again when the agent is back
+        };
+        let message = CommandInterrupt {
+            command: id,
+            attempt: Some(command.attempt),
+            grace_ms: interrupt.grace_ms,
+        };
+        wires.send(link, HubToAgent::Interrupt(message));
+    }
+
+    // ---- dispatch -------------------------------------------------------
+
+    /// Leases what waits to an agent that has free slots.
+    pub(super) fn dispatch(&mut self, wires: &mut Wires, id: &AgentId) {
+        if wires.draining {
+            return;
+        }
+        let mut changed = false;
+        while let Some(agent) = self.agents.get_mut(id) {
+            if !agent.has_free_slot() {
+                break;
+            }
+            let Some(instance) = agent.seen.as_ref().map(|seen| seen.instance) else { break };
+            let Some((_, next)) = agent.queue.pop_first() else { break };
+            let Some(command) = self.commands.get_mut(&next) else { continue };
+            changed = true;
+            agent.held.insert(next);
+            command.stage = Stage::Leasing;
+            command.attempt += 1;
+            command.instance = Some(instance);
+            command.storing = Some(Storing::Lease);
+            let attempt = command.attempt;
+            let tenant = self.id.clone();
+            let change = QueueChange::Leased { tenant, command: next, attempt, instance };
+            self.store(wires, next, change);
+        }
+        if changed {
+            self.publish_queue(wires, id);
+            self.publish_agent(wires, id);
+        }
+    }
+
+    fn requeue(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        command.stage = Stage::Queued;
+        let agent_id = command.request.agent.clone();
+        let agent = self.agents.entry(agent_id.clone()).or_default();
+        agent.held.remove(&id);
+        agent.queue.insert(command.key(), id);
+        let at = command.deliver_by;
+        wires.deadlines.set(Due::DeliverBy(self.id.clone(), id), at);
+        self.publish_queue(wires, &agent_id);
+        self.publish_command(wires, id);
+        self.publish_agent(wires, &agent_id);
+    }
+
+    fn send_execute(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get(&id) else { return };
+        let Some(link) = self.agents.get(&command.request.agent).and_then(|a| a.link()) else {
+            return;
+        };
+        let execute = CommandExecute {
+            command: id,
+            attempt: command.attempt,
+            spec: command.request.spec.clone(),
+        };
+        wires.send(link, HubToAgent::Execute(execute));
+    }
+
+    // ---- storing --------------------------------------------------------
+
+    fn store(&mut self, wires: &mut Wires, command: CommandId, change: QueueChange) {
+        wires.effects.push_back(Effect::Store { tenant: self.id.clone(), command, change });
+    }
+
+    /// A write to the queue is done.
+    pub(super) fn handle_stored(
+        &mut self,
+        wires: &mut Wires,
+        id: CommandId,
+        result: Result<(), QueueError>,
+    ) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        let Some(storing) = command.storing.take() else { return };
+        if let Err(error) = &result {
+            tracing::warn!(target: "trunkline::hub", command = %id, ?storing, %error, "queue failed");
+        }
+        match (storing, result.is_ok()) {
+            (Storing::Accept, true) => self.accepted(wires, id),
+            (Storing::Accept, false) => {
+                // The requester hears that nothing was accepted; should the
+                // queue have kept it after all, it is told to forget it.
+                let Some(command) = self.commands.remove(&id) else { return };
+                let tenant = self.id.clone();
+                wires.effects.push_back(Effect::Forget(QueueChange::Forgotten { tenant, command: id }));
+                for (dashboard, request) in command.waiting {
+                    let refusal =
+                        Refusal::new(ErrorCode::QueueUnavailable, "the queue did not store it");
+                    self.answer_error(wires, &dashboard, request, refusal);
+                }
+            }
+            (Storing::Adopt, _) => self.advance(wires, id),
+            (Storing::Lease, true) => self.leased(wires, id),
+            (Storing::Lease, false) => {
+                let agent = command.request.agent.clone();
+                if command.ending.is_some() {
+                    self.advance(wires, id);
+                    return;
+                }
+                self.requeue_later(wires, id, agent);
+            }
+            (Storing::Settle, true) => self.settled(wires, id),
+            (Storing::Settle, false) => {
+                wires.in_time(Due::Store(self.id.clone(), id), STORE_RETRY);
+            }
+        }
+    }
+
+    fn requeue_later(&mut self, wires: &mut Wires, id: CommandId, agent: AgentId) {
+        self.requeue(wires, id);
+        wires.in_time(Due::Dispatch(self.id.clone(), agent), STORE_RETRY);
+    }
+
+    /// Starts the write that is due, if none is under way.
+    pub(super) fn advance(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        if command.storing.is_some() || command.stage == Stage::Final {
+            return;
+        }
+        let Some(ending) = command.ending.clone() else { return };
+        command.storing = Some(Storing::Settle);
+        let change = QueueChange::Settled {
+            tenant: self.id.clone(),
+            command: id,
+            attempt: command.attempt,
+            status: ending.status,
+            ended_at_ms: ending.at_ms,
+            stream: command.stream(),
+            end: ending.end,
+        };
+        self.store(wires, id, change);
+    }
+
+    fn accepted(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        let waiting = std::mem::take(&mut command.waiting);
+        let agent = command.request.agent.clone();
+        if command.ending.is_none() {
+            self.requeue(wires, id);
+        } else {
+            command.stage = Stage::Queued;
+            self.publish_command(wires, id);
+        }
+        for (dashboard, request) in waiting {
+            let accepted = Accepted { command: Some(id), ..Accepted::default() };
+            self.answer_ok(wires, &dashboard, request, accepted);
+        }
+        self.advance(wires, id);
+        self.dispatch(wires, &agent);
+    }
+
+    fn leased(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        if command.ending.is_some() {
+            self.advance(wires, id);
+            return;
+        }
+        if wires.now.monotonic >= command.deliver_by {
+            self.end_command(wires, id, CommandStatus::Expired, None);
+            return;
+        }
+        let agent_id = command.request.agent.clone();
+        let here = self.agents.get(&agent_id).filter(|agent| agent.link().is_some());
+        let same = here.and_then(|a| a.seen.as_ref()).map(|seen| seen.instance) == command.instance;
+        if !same {
+            // It was never sent, so nobody has it.
+            self.requeue(wires, id);
+            self.dispatch(wires, &agent_id);
+            return;
+        }
+        command.stage = Stage::Dispatched;
+        wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
+        self.send_execute(wires, id);
+        self.publish_command(wires, id);
+    }
+
+    fn settled(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        command.stage = Stage::Final;
+        command.writers.clear();
+        let agent_id = command.request.agent.clone();
+        let attempt = command.attempt;
+        for due in [Due::DeliverBy, Due::RunFor, Due::Store] {
+            wires.deadlines.cancel(&due(self.id.clone(), id));
+        }
+        let retention = wires.limits.log_retention;
+        wires.in_time(Due::LogRetention(self.id.clone(), id), retention);
+        let agent = self.agents.entry(agent_id.clone()).or_default();
+        agent.queue.retain(|_, queued| *queued != id);
+        agent.held.remove(&id);
+        agent.finished.push_back(id);
+        let too_many = agent.finished.len() > wires.limits.finished_per_agent;
+        let oldest = if too_many { agent.finished.front().copied() } else { None };
+        if let Some(link) = agent.link()
+            && attempt > 0
+        {
+            wires.send(link, HubToAgent::Settled(CommandSettled { command: id, attempt }));
+        }
+        self.publish_queue(wires, &agent_id);
+        self.publish_command(wires, id);
+        self.publish_agent(wires, &agent_id);
+        if let Some(oldest) = oldest {
+            self.forget_command(wires, oldest);
+        }
+        self.dispatch(wires, &agent_id);
+    }
+
+    /// Writes down how a command ends; final once stored. The first word on
+    /// it counts.
+    pub(super) fn end_command(
+        &mut self,
+        wires: &mut Wires,
+        id: CommandId,
+        status: CommandStatus,
+        end: Option<CommandEnd>,
+    ) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        if command.ending.is_some() || !command.status().may_become(status) {
+            return;
+        }
+        let log_end = || command.stream().and_then(|stream| self.streams.get(&stream));
+        let end = end.unwrap_or_else(|| CommandEnd {
+            // Nobody tells how long the output is: what is here is all of it.
+            end: log_end().map_or(0, |stream| stream.log.end()),
+            ..CommandEnd::default()
+        });
+        command.ending = Some(Ending { status, at_ms: wires.now.wall_ms, end });
+        let agent = command.request.agent.clone();
+        let queued = command.stage == Stage::Queued;
+        if queued {
+            let key = command.key();
+            if let Some(agent) = self.agents.get_mut(&agent) {
+                agent.queue.remove(&key);
+            }
+            self.publish_queue(wires, &agent);
+        }
+        self.advance(wires, id);
+    }
+
+    /// A finished command is no longer listed, and its output is dropped.
+    pub(super) fn forget_command(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.remove(&id) else { return };
+        for (_, stream) in &command.streams {
+            self.drop_stream(wires, *stream);
+        }
+        if let Some(agent) = self.agents.get_mut(&command.request.agent) {
+            agent.finished.retain(|finished| *finished != id);
+        }
+        wires.deadlines.cancel(&Due::LogRetention(self.id.clone(), id));
+        let tenant = self.id.clone();
+        wires.effects.push_back(Effect::Forget(QueueChange::Forgotten { tenant, command: id }));
+        self.ledger.remove_command(id);
+        self.wake_followers(wires);
+    }
+
+    pub(super) fn publish_command(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get(&id) else { return };
+        if command.stage != Stage::Accepting {
+            self.ledger.set_command(command.state());
+            self.wake_followers(wires);
+        }
+    }
+
+    // ---- what the agent says --------------------------------------------
+
+    /// The command, if this agent may speak about this attempt: an older
+    /// attempt's words change nothing.
+    fn fenced(&mut self, agent: &AgentId, id: CommandId, attempt: u32) -> Option<&mut Command> {
+        let command = self.commands.get_mut(&id)?;
+        (command.request.agent == *agent && command.attempt == attempt).then_some(command)
+    }
+
+    pub(super) fn handle_started(
+        &mut self,
+        wires: &mut Wires,
+        agent: &AgentId,
+        started: CommandStarted,
+    ) {
+        let CommandStarted { command: id, attempt, stream } = started;
+        let Some(command) = self.fenced(agent, id, attempt) else { return };
+        let waits = command.stage == Stage::Dispatched;
+        let foreign = self.streams.get(&stream).is_some_and(|known| known.command != id);
+        if waits && !foreign {
+            self.run(wires, id, stream, 0);
+        }
+    }
+
+    /// The command's program runs and its output is `stream`.
+    fn run(&mut self, wires: &mut Wires, id: CommandId, stream: StreamId, from: u64) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        command.stage = Stage::Running;
+        command.started_at_ms = Some(wires.now.wall_ms);
+        if !command.streams.iter().any(|(_, known)| *known == stream) {
+            command.streams.push((command.attempt, stream));
+        }
+        if let Some(run_for) = command.request.spec.run_for_ms {
+            let margin = wires.limits.run_for_margin;
+            let after = Duration::from_millis(run_for).saturating_add(margin);
+            let at = wires.now.monotonic.saturating_add(after);
+            wires.deadlines.set(Due::RunFor(self.id.clone(), id), at);
+        }
+        self.open_stream(wires, id, stream, from);
+        self.publish_command(wires, id);
+    }
+
+    pub(super) fn handle_interrupting(
+        &mut self,
+        wires: &mut Wires,
+        agent: &AgentId,
+        word: CommandInterrupting,
+    ) {
+        let Some(command) = self.fenced(agent, word.command, word.attempt) else { return };
+        let Some(interrupt) = &mut command.interrupt else { return };
+        if word.stage > interrupt.stage {
+            interrupt.stage = word.stage;
+            self.publish_command(wires, word.command);
+        }
+    }
+
+    pub(super) fn handle_complete(
+        &mut self,
+        wires: &mut Wires,
+        agent: &AgentId,
+        complete: CommandComplete,
+    ) {
+        let CommandComplete { command: id, attempt, status, end } = complete;
+        let told = self.fenced(agent, id, attempt).map(|command| command.stage);
+        let link = self.agents.get(agent).and_then(super::agents::Agent::link);
+        match told {
+            Some(Stage::Dispatched | Stage::Running) if status.is_final() => {
+                self.end_command(wires, id, status, Some(end));
+            }
+            // Already final, or an old attempt: the agent may forget it.
+            Some(Stage::Final) | None => {
+                if let Some(link) = link {
+                    let settled = CommandSettled { command: id, attempt };
+                    wires.send(link, HubToAgent::Settled(settled));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    // ---- a returning agent ----------------------------------------------
+
+    /// One command that a returning agent holds.
+    pub(super) fn handle_held(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        agent: &AgentId,
+        instance: InstanceId,
+        held: &HeldCommand,
+    ) {
+        let id = held.command;
+        if let Some(command) = self.commands.get(&id)
+            && command.request.agent != *agent
+        {
+            return; // it speaks of another agent's command
+        }
+        if !self.commands.contains_key(&id) {
+            self.adopt(wires, agent, instance, held);
+        }
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        if command.attempt > held.attempt && command.stage != Stage::Queued {
+            // A later attempt is out: this one is to end, whatever it does.
+            let stop = CommandInterrupt { command: id, attempt: Some(held.attempt), grace_ms: None };
+            let settled = CommandSettled { command: id, attempt: held.attempt };
+            wires.send(link, HubToAgent::Interrupt(stop));
+            wires.send(link, HubToAgent::Settled(settled));
+            self.take_stream(wires, link, agent, held);
+            return;
+        }
+        match command.stage {
+            // This hub only knew it as waiting: it forgot that it had leased
+            // it, and somebody asked again.
+            Stage::Queued => {
+                let key = command.key();
+                command.stage = Stage::Dispatched;
+                command.attempt = held.attempt;
+                command.instance = Some(instance);
+                wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
+                if let Some(agent) = self.agents.get_mut(agent) {
+                    agent.queue.remove(&key);
+                    agent.held.insert(id);
+                }
+                self.publish_queue(wires, agent);
+            }
+            Stage::Dispatched | Stage::Running => command.instance = Some(instance),
+            // Being stored as waiting, or as leased to a link that is gone. When
+            // that is done it is sent, and the agent repeats what it told.
+            Stage::Accepting | Stage::Leasing => return,
+            Stage::Final => {
+                if !held.status.is_final() {
+                    // It ended here without the agent; it must end there too.
+                    let attempt = Some(held.attempt);
+                    let stop = CommandInterrupt { command: id, attempt, grace_ms: None };
+                    wires.send(link, HubToAgent::Interrupt(stop));
+                }
+                let settled = CommandSettled { command: id, attempt: held.attempt };
+                wires.send(link, HubToAgent::Settled(settled));
+            }
+        }
+        let started = held.stream.is_some();
+        let Some(command) = self.commands.get(&id) else { return };
+        if started && command.stage == Stage::Dispatched {
+            if let Some(stream) = held.stream {
+                self.run(wires, id, stream.stream, stream.from);
+            }
+        } else {
+            self.publish_command(wires, id);
+        }
+        self.take_stream(wires, link, agent, held);
+        self.send_interrupt_if_live(wires, id);
+        if held.status.is_final() {
+            let end = held.end.clone().unwrap_or_default();
+            self.end_command(wires, id, held.status, Some(end));
+        }
+    }
+
+    fn send_interrupt_if_live(&mut self, wires: &mut Wires, id: CommandId) {
+        let live = |c: &&Command| matches!(c.stage, Stage::Dispatched | Stage::Running);
+        if self.commands.get(&id).filter(live).is_some_and(|c| c.interrupt.is_some()) {
+            self.send_interrupt(wires, id);
+        }
+    }
+
+    /// Learns of a command from the agent that holds it: this hub lost its
+    /// memory, or never had it.
+    fn adopt(
+        &mut self,
+        wires: &mut Wires,
+        agent: &AgentId,
+        instance: InstanceId,
+        held: &HeldCommand,
+    ) {
+        let Some(spec) = held.spec.clone() else { return };
+        let request = CommandRequest {
+            command: held.command,
+            agent: agent.clone(),
+            spec,
+            priority: Priority::Normal,
+            deliver_within_ms: None,
+            retry: false,
+        };
+        let command = Command {
+            requested_by: None,
+            requested_at_ms: wires.now.wall_ms,
+            order: self.next_order(),
+            stage: Stage::Dispatched,
+            attempt: held.attempt,
+            instance: Some(instance),
+            streams: Vec::new(),
+            started_at_ms: None,
+            deliver_by: Duration::MAX,
+            interrupt: None,
+            ending: None,
+            storing: Some(Storing::Adopt),
+            waiting: Vec::new(),
+            writers: BTreeMap::new(),
+            size: None,
+            request,
+        };
+        let change = QueueChange::Accepted(Box::new(command.stored(&self.id)));
+        self.store(wires, held.command, change);
+        self.commands.insert(held.command, command);
+        if let Some(agent) = self.agents.get_mut(agent) {
+            agent.held.insert(held.command);
+        }
+    }
+
+    /// A command that this hub had given to an agent which does not list it.
+    pub(super) fn handle_not_held(
+        &mut self,
+        wires: &mut Wires,
+        id: CommandId,
+        instance: InstanceId,
+    ) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        let same_process = command.instance == Some(instance);
+        match command.stage {
+            // The same process remembers everything it got: it never got this.
+            Stage::Dispatched if same_process => {
+                if wires.now.monotonic >= command.deliver_by {
+                    self.end_command(wires, id, CommandStatus::Expired, None);
+                } else if command.interrupt.is_some() {
+                    self.end_command(wires, id, CommandStatus::Interrupted, None);
+                } else {
+                    self.send_execute(wires, id);
+                }
+            }
+            Stage::Dispatched | Stage::Running => {
+                let again = command.request.retry
+                    && command.interrupt.is_none()
+                    && wires.now.monotonic < command.deliver_by;
+                if !again {
+                    self.end_command(wires, id, CommandStatus::Unknown, None);
+                } else if command.ending.is_none() {
+                    command.instance = None;
+                    self.requeue(wires, id);
+                }
+            }
+            Stage::Accepting | Stage::Queued | Stage::Leasing | Stage::Final => {}
+        }
+    }
+
+    // ---- deadlines ------------------------------------------------------
+
+    pub(super) fn handle_deliver_by(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get(&id) else { return };
+        if command.stage == Stage::Queued {
+            self.end_command(wires, id, CommandStatus::Expired, None);
+        }
+    }
+
+    pub(super) fn handle_run_for(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get(&id) else { return };
+        let here = self.agents.get(&command.request.agent).is_some_and(|a| a.link().is_some());
+        if here {
+            // The agent ends it; look again in case it vanishes over it.
+            let margin = wires.limits.run_for_margin;
+            wires.in_time(Due::RunFor(self.id.clone(), id), margin);
+        } else {
+            self.end_command(wires, id, CommandStatus::TimedOut, None);
+        }
+    }
+
+    // ---- start ----------------------------------------------------------
+
+    /// A command that the queue kept over a restart.
+    pub(super) fn load_command(&mut self, wires: &mut Wires, stored: StoredCommand) {
+        let id = stored.request.command;
+        let agent_id = stored.request.agent.clone();
+        let within = stored.request.deliver_within_ms.map(Duration::from_millis);
+        let within = within.unwrap_or(wires.limits.deliver_within);
+        let waited = wires.now.wall_ms.saturating_sub(stored.requested_at_ms);
+        let left = within.saturating_sub(Duration::from_millis(waited));
+        let stage = match stored.status {
+            CommandStatus::Queued => Stage::Queued,
+            CommandStatus::Dispatched => Stage::Dispatched,
+            CommandStatus::Running => Stage::Running,
+            CommandStatus::Completed
+            | CommandStatus::Failed
+            | CommandStatus::Interrupted
+            | CommandStatus::TimedOut
+            | CommandStatus::Expired
+            | CommandStatus::Unknown => Stage::Final,
+        };
+        self.order = self.order.max(stored.order);
+        let ending = (stage == Stage::Final).then(|| Ending {
+            status: stored.status,
+            at_ms: stored.ended_at_ms.unwrap_or(stored.requested_at_ms),
+            end: stored.end.unwrap_or_default(),
+        });
+        let command = Command {
+            request: stored.request,
+            requested_by: stored.requested_by,
+            requested_at_ms: stored.requested_at_ms,
+            order: stored.order,
+            stage,
+            attempt: stored.attempt,
+            instance: stored.instance,
+            streams: stored.stream.map(|stream| (stored.attempt, stream)).into_iter().collect(),
+            started_at_ms: None,
+            deliver_by: wires.now.monotonic.saturating_add(left),
+            interrupt: None,
+            ending,
+            storing: None,
+            waiting: Vec::new(),
+            writers: BTreeMap::new(),
+            size: None,
+        };
+        self.commands.insert(id, command);
+        let agent = self.agents.entry(agent_id).or_default();
+        match stage {
+            Stage::Queued => self.requeue(wires, id),
+            Stage::Final => {
+                agent.finished.push_back(id);
+                self.publish_command(wires, id);
+            }
+            Stage::Accepting | Stage::Leasing | Stage::Dispatched | Stage::Running => {
+                agent.held.insert(id);
+                self.publish_command(wires, id);
+            }
+        }
+    }
+}
+
+fn check_spec(request: &CommandRequest, wires: &Wires) -> Result<(), Refusal> {
+    let refuse = |field: &str, rule: String| {
+        Err(Refusal::new(ErrorCode::InvalidMessage, format!("{field}: {rule}")).field(field))
+    };
+    let spec = &request.spec;
+    if spec.env.len() > 256 {
+        return refuse("payload.spec.env", "at most 256 variables".into());
+    }
+    let run = match &spec.run {
+        trunkline_protocol::message::Run::Argv(argv) => argv.iter().map(|arg| arg.len() + 4).sum(),
+        trunkline_protocol::message::Run::Shell(text)
+        | trunkline_protocol::message::Run::Text(text) => text.len(),
+    };
+    let env: usize = spec.env.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+    let size = run + env + spec.cwd.as_ref().map_or(0, String::len);
+    if size > wires.limits.spec_bytes_max {
+        return refuse("payload.spec", format!("at most {} bytes", wires.limits.spec_bytes_max));
+    }
+    Ok(())
+}

@@ -1,0 +1,382 @@
+//! Dashboards: their requests, each answered once, and what they read.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use trunkline_protocol::close::CloseCode;
+use trunkline_protocol::codec;
+use trunkline_protocol::frame::{Close, Frame};
+use trunkline_protocol::ids::{DashboardId, RequestId, StreamId};
+use trunkline_protocol::message::{
+    Accepted, DashboardToHub, Direction as _, Envelope, ErrorCode, HubToAgent, HubToDashboard,
+    Refusal, Subscribe, Subscription, Target, TerminalInput, TerminalInputTaken, TerminalResize,
+    TerminalSubscription, Unsubscribe,
+};
+
+use super::deadlines::Due;
+use super::link::{DashboardLink, LinkId, State};
+use super::tenant::Tenant;
+use super::wires::Wires;
+
+/// How long a dashboard that left is remembered: its answers with it.
+const REMEMBERED: Duration = Duration::from_secs(15 * 60);
+
+#[derive(Debug)]
+pub(super) struct Dashboard {
+    subject: String,
+    pub(super) link: Option<LinkId>,
+    /// The latest answers, oldest first.
+    answers: VecDeque<(RequestId, Frame)>,
+}
+
+impl Tenant {
+    /// A dashboard has greeted and been recognised. `Err` when it may not
+    /// come under this id.
+    pub(super) fn handle_dashboard_here(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        id: &DashboardId,
+        subject: &str,
+    ) -> Result<(), Close> {
+        if let Some(known) = self.dashboards.get_mut(id) {
+            if known.subject != subject {
+                return Err(Close::new(CloseCode::Forbidden, "another subject has this id"));
+            }
+            if let Some(old) = known.link.replace(link) {
+                wires.close(old, Close::new(CloseCode::Superseded, "another link took over"));
+            }
+        } else {
+            let subject = subject.to_owned();
+            let dashboard = Dashboard { subject, link: Some(link), answers: VecDeque::new() };
+            self.dashboards.insert(id.clone(), dashboard);
+        }
+        wires.deadlines.cancel(&Due::Dashboard(self.id.clone(), id.clone()));
+        Ok(())
+    }
+
+    /// A dashboard's link is gone: nothing of it stays but its answers.
+    pub(super) fn handle_dashboard_lost(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        gone: &DashboardLink,
+    ) {
+        self.followers.retain(|follower| *follower != link);
+        for target in gone.subscription.keys() {
+            self.lose_interest(target, link);
+        }
+        for stream in gone.readers.keys() {
+            if let Some(stream) = self.streams.get_mut(stream) {
+                stream.forget_reader(link);
+            }
+        }
+        if let Some(known) = self.dashboards.get_mut(&gone.dashboard)
+            && known.link == Some(link)
+        {
+            known.link = None;
+            wires.in_time(Due::Dashboard(self.id.clone(), gone.dashboard.clone()), REMEMBERED);
+        }
+    }
+
+    fn lose_interest(&mut self, target: &Target, link: LinkId) {
+        if let Some(links) = self.interests.get_mut(target) {
+            links.retain(|interested| *interested != link);
+            if links.is_empty() {
+                self.interests.remove(target);
+            }
+        }
+    }
+
+    pub(super) fn handle_dashboard_message(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        from: &DashboardId,
+        envelope: Envelope<DashboardToHub>,
+    ) {
+        let Envelope { id, message, .. } = envelope;
+        if let Some(frame) = self.remembered(from, id.as_ref()) {
+            wires.send_frame(link, frame);
+            return;
+        }
+        let kind = message.kind();
+        let done: Result<Option<Accepted>, Refusal> = match message {
+            DashboardToHub::Subscribe(subscribe) => {
+                self.subscribe(wires, link, id.clone(), subscribe);
+                return;
+            }
+            DashboardToHub::Unsubscribe(unsubscribe) => {
+                self.unsubscribe(wires, link, id.clone(), &unsubscribe);
+                return;
+            }
+            DashboardToHub::Shown(shown) => {
+                self.handle_shown(wires, link, shown.stream, shown.offset);
+                return;
+            }
+            DashboardToHub::Request(request) => {
+                self.request_command(wires, from, id.clone(), request).map(|()| None)
+            }
+            DashboardToHub::Interrupt(interrupt) => {
+                self.interrupt_command(wires, &interrupt).map(|()| Some(Accepted::default()))
+            }
+            DashboardToHub::Input(input) => self.handle_input(wires, from, input).map(|()| None),
+            DashboardToHub::Resize(resize) => {
+                self.handle_resize(wires, resize).map(|()| Some(Accepted::default()))
+            }
+            DashboardToHub::EmergencyStop(stop) => {
+                let stopped = Some(self.stop_all(wires, &stop));
+                Ok(Some(Accepted { stopped, ..Accepted::default() }))
+            }
+            DashboardToHub::Log(_) => {
+                Err(Refusal::new(ErrorCode::Unsupported, "this hub takes no forwarded logs"))
+            }
+            // These are about the link, and are handled where links are.
+            DashboardToHub::Disconnect(_)
+            | DashboardToHub::Ping(_)
+            | DashboardToHub::Pong(_)
+            | DashboardToHub::RefreshToken(_)
+            | DashboardToHub::Error(_) => return,
+        };
+        match done {
+            Ok(None) => {}
+            Ok(Some(accepted)) => self.answer_ok(wires, from, id, accepted),
+            Err(refusal) => {
+                tracing::debug!(target: "trunkline::hub", kind, code = %refusal.code, "refused");
+                self.answer_error(wires, from, id, refusal);
+            }
+        }
+    }
+
+    // ---- answers --------------------------------------------------------
+
+    fn remembered(&self, from: &DashboardId, id: Option<&RequestId>) -> Option<Frame> {
+        let id = id?;
+        let known = self.dashboards.get(from)?;
+        known.answers.iter().find(|(answered, _)| answered == id).map(|(_, frame)| frame.clone())
+    }
+
+    pub(super) fn answer_ok(
+        &mut self,
+        wires: &mut Wires,
+        to: &DashboardId,
+        id: Option<RequestId>,
+        accepted: Accepted,
+    ) {
+        let accepted = Accepted { in_reply_to: id.clone(), ..accepted };
+        self.answer(wires, to, id, HubToDashboard::Ok(accepted));
+    }
+
+    pub(super) fn answer_error(
+        &mut self,
+        wires: &mut Wires,
+        to: &DashboardId,
+        id: Option<RequestId>,
+        refusal: Refusal,
+    ) {
+        self.answer(wires, to, id.clone(), HubToDashboard::Error(refusal.reply_to(id)));
+    }
+
+    /// Answers on the dashboard's present link, and remembers the answer in
+    /// case that link is lost first.
+    fn answer(
+        &mut self,
+        wires: &mut Wires,
+        to: &DashboardId,
+        id: Option<RequestId>,
+        message: HubToDashboard,
+    ) {
+        let Some(dashboard) = self.dashboards.get_mut(to) else { return };
+        let ts = Some(wires.now.wall_ms);
+        let frame = codec::encode(&Envelope { id: None, ts, message });
+        if let Some(id) = id {
+            dashboard.answers.push_back((id, frame.clone()));
+            if dashboard.answers.len() > wires.limits.answers_max {
+                dashboard.answers.pop_front();
+            }
+        }
+        if let Some(link) = dashboard.link {
+            wires.send_frame(link, frame);
+        }
+    }
+
+    // ---- subscriptions --------------------------------------------------
+
+    fn subscribe(
+        &mut self,
+        wires: &mut Wires,
+        id: LinkId,
+        request: Option<RequestId>,
+        subscribe: Subscribe,
+    ) {
+        let max = wires.limits.subscriptions_max;
+        let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) else {
+            return;
+        };
+        let known = &dashboard.subscription;
+        let new = subscribe.terminals.iter().filter(|s| !known.contains_key(&s.target)).count();
+        if known.len() + new > max {
+            let message = format!("at most {max} terminal subscriptions");
+            let refusal = Refusal::new(ErrorCode::LimitReached, message).field("payload.terminals");
+            wires.send(id, HubToDashboard::Error(refusal.reply_to(request)));
+            return;
+        }
+        let targets: Vec<Target> = subscribe.terminals.iter().map(|s| s.target.clone()).collect();
+        for target in &targets {
+            self.end_subscription(wires, id, target);
+        }
+        let mut open = Vec::new();
+        for subscription in subscribe.terminals {
+            let target = subscription.target.clone();
+            let streams = self.covered(&subscription);
+            self.interests.entry(target.clone()).or_default().push(id);
+            if let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) {
+                let kept = TerminalSubscription {
+                    positions: std::collections::BTreeMap::new(),
+                    ..subscription.clone()
+                };
+                dashboard.subscription.insert(target, kept);
+            }
+            open.extend(streams.into_iter().map(|stream| (stream, subscription.clone())));
+        }
+        self.answer_subscription(wires, id, request);
+        for (stream, subscription) in open {
+            self.open_reader(wires, id, stream, &subscription);
+        }
+    }
+
+    /// The streams that a subscription covers now. For a command: those of
+    /// all its attempts. For an agent: those that are being written, and
+    /// those in which the reader has a position.
+    fn covered(&self, subscription: &TerminalSubscription) -> Vec<StreamId> {
+        match &subscription.target {
+            Target::Command(id) => {
+                let command = self.commands.get(id);
+                command.into_iter().flat_map(|c| c.streams.iter().map(|(_, s)| *s)).collect()
+            }
+            Target::Agent(id) => {
+                let mut streams: Vec<StreamId> = self.live_streams(id);
+                let known = subscription.positions.keys().filter(|stream| {
+                    self.streams.get(stream).is_some_and(|known| known.agent == *id)
+                });
+                for stream in known {
+                    if !streams.contains(stream) {
+                        streams.push(*stream);
+                    }
+                }
+                streams
+            }
+        }
+    }
+
+    fn unsubscribe(
+        &mut self,
+        wires: &mut Wires,
+        id: LinkId,
+        request: Option<RequestId>,
+        unsubscribe: &Unsubscribe,
+    ) {
+        for target in &unsubscribe.terminals {
+            self.end_subscription(wires, id, target);
+        }
+        self.answer_subscription(wires, id, request);
+    }
+
+    fn end_subscription(&mut self, wires: &mut Wires, id: LinkId, target: &Target) {
+        let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) else {
+            return;
+        };
+        if dashboard.subscription.remove(target).is_none() {
+            return;
+        }
+        self.lose_interest(target, id);
+        let kept = |stream: &StreamId| {
+            let Some(stream) = self.streams.get(stream) else { return false };
+            dashboard.subscription.contains_key(&Target::Command(stream.command))
+                || dashboard.subscription.contains_key(&Target::Agent(stream.agent.clone()))
+        };
+        let gone: Vec<StreamId> = dashboard.readers.keys().filter(|s| !kept(s)).copied().collect();
+        for stream in gone {
+            Self::close_reader(&mut self.streams, dashboard, id, stream);
+        }
+    }
+
+    fn answer_subscription(&mut self, wires: &mut Wires, id: LinkId, request: Option<RequestId>) {
+        let Some(link) = wires.links.get(&id) else { return };
+        let State::Dashboard(dashboard) = &link.state else { return };
+        // Not remembered: a subscription belongs to its link.
+        let terminals = dashboard.subscription.values().cloned().collect();
+        let accepted = Accepted {
+            in_reply_to: request,
+            subscription: Some(Subscription { terminals }),
+            ..Accepted::default()
+        };
+        wires.send(id, HubToDashboard::Ok(accepted));
+    }
+
+    // ---- input ----------------------------------------------------------
+
+    fn handle_input(
+        &mut self,
+        wires: &mut Wires,
+        from: &DashboardId,
+        input: TerminalInput,
+    ) -> Result<(), Refusal> {
+        let not_found = || Refusal::new(ErrorCode::NotFound, "no such command");
+        let command = self.commands.get_mut(&input.command).ok_or_else(not_found)?;
+        if !command.is_running() {
+            let mut refusal = Refusal::new(ErrorCode::NotRunning, "the command is not running");
+            refusal.recoverable = !command.is_final();
+            return Err(refusal);
+        }
+        // A writer that this hub meets half-way goes on from where it stands;
+        // the agent knows better and says so.
+        let taken = command.writers.entry(from.clone()).or_insert(input.offset);
+        let end = input.offset.saturating_add(input.data.len() as u64);
+        if end > taken.saturating_add(wires.limits.input_bytes_ahead) {
+            let message = format!("at most {} bytes ahead of what was taken", wires.limits.input_bytes_ahead);
+            return Err(Refusal::new(ErrorCode::LimitReached, message).field("payload.offset"));
+        }
+        // An absent agent gets it again when it is back: it says how far it got.
+        if let Some(link) = self.agents.get(&command.request.agent).and_then(|agent| agent.link()) {
+            let input = TerminalInput { writer: Some(from.clone()), ..input };
+            wires.send(link, HubToAgent::Input(input));
+        }
+        Ok(())
+    }
+
+    /// The agent says how far a writer's input has got.
+    pub(super) fn handle_input_taken(
+        &mut self,
+        wires: &mut Wires,
+        agent: &trunkline_protocol::ids::AgentId,
+        taken: TerminalInputTaken,
+    ) {
+        let Some(command) = self.commands.get_mut(&taken.command) else { return };
+        if command.request.agent != *agent || !command.is_running() {
+            return;
+        }
+        // Writers are dashboards that typed: an agent cannot invent them.
+        let Some(dashboard) = self.dashboards.get(&taken.writer) else { return };
+        let known = command.writers.entry(taken.writer.clone()).or_insert(0);
+        *known = (*known).max(taken.offset);
+        if let Some(link) = dashboard.link {
+            wires.send(link, HubToDashboard::InputTaken(taken));
+        }
+    }
+
+    fn handle_resize(&mut self, wires: &mut Wires, resize: TerminalResize) -> Result<(), Refusal> {
+        let not_found = || Refusal::new(ErrorCode::NotFound, "no such command");
+        let command = self.commands.get_mut(&resize.command).ok_or_else(not_found)?;
+        if command.is_final() {
+            return Err(Refusal::new(ErrorCode::NotRunning, "the command has ended"));
+        }
+        command.size = Some(resize.size);
+        if command.is_running()
+            && let Some(link) = self.agents.get(&command.request.agent).and_then(|a| a.link())
+        {
+            wires.send(link, HubToAgent::Resize(resize));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,174 @@
+//! One live attachment: what it is, what waits for it, and whether it lives.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use trunkline_protocol::frame::{Close, Frame};
+use trunkline_protocol::ids::{AgentId, DashboardId, RequestId, StreamId, TenantId};
+use trunkline_protocol::liveness::Liveness;
+use trunkline_protocol::message::{Greeting, Lag, Secret, Target, TerminalSubscription};
+use trunkline_protocol::roster;
+
+/// Names a link for as long as the hub lives; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(pub u64);
+
+/// What a link is to the hub.
+#[derive(Debug)]
+pub(super) enum State {
+    /// Nothing yet: only a greeting is listened to.
+    Greeting {
+        /// A token from the transport's handshake.
+        header: Option<Secret>,
+    },
+    /// It has greeted and waits to hear who it is.
+    Authenticating { greeting: Box<Greeting>, id: Option<RequestId> },
+    /// An agent.
+    Agent(AgentLink),
+    /// A dashboard.
+    Dashboard(Box<DashboardLink>),
+    /// Closed from this side, or superseded: nothing it says has any effect.
+    Closed,
+}
+
+#[derive(Debug)]
+pub(super) struct AgentLink {
+    pub(super) tenant: TenantId,
+    pub(super) agent: AgentId,
+}
+
+#[derive(Debug)]
+pub(super) struct DashboardLink {
+    pub(super) tenant: TenantId,
+    pub(super) dashboard: DashboardId,
+    pub(super) subject: String,
+    /// Where it stands in the roster.
+    pub(super) cursor: roster::Cursor,
+    /// Whether the tenant's list of roster followers to wake has it.
+    pub(super) follows: bool,
+    /// What it reads.
+    pub(super) subscription: BTreeMap<Target, TerminalSubscription>,
+    /// Where it stands in each stream.
+    pub(super) readers: HashMap<StreamId, Reader>,
+    /// Streams with something to read, each once; read in turn.
+    pub(super) turn: VecDeque<StreamId>,
+}
+
+/// Where a dashboard stands in a stream.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) at: u64,
+    /// Where the hub began on this link.
+    pub(super) lag: Lag,
+    pub(super) window: Option<u64>,
+    /// What its view has shown.
+    pub(super) shown: u64,
+    pub(super) wait: Wait,
+}
+
+/// What a reader waits for. It is in exactly one place at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Its turn on the link.
+    Turn,
+    /// New output: the stream's list of readers to wake has it.
+    Output,
+    /// Its window to move on.
+    Window,
+}
+
+/// How a link ends from this side.
+#[derive(Debug)]
+pub(super) enum Closing {
+    /// After the control messages that wait.
+    Now(Close),
+    /// After everything that waits.
+    Flushed(Close),
+    /// The close was handed to the transport.
+    Said,
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) state: State,
+    pub(super) liveness: Liveness,
+    /// Terminal output goes out in its binary form.
+    pub(super) binary: bool,
+    /// Messages in a row that could not be understood.
+    pub(super) invalid: u32,
+    /// When its credentials run out, and whether it has been told.
+    pub(super) expires: Option<Duration>,
+    pub(super) refreshing: bool,
+    pub(super) closing: Option<Closing>,
+    control: VecDeque<Frame>,
+    control_bytes: usize,
+    /// Whether the shell was told that something waits.
+    pub(super) awake: bool,
+}
+
+impl Link {
+    pub(super) fn new(liveness: Liveness, header: Option<Secret>) -> Self {
+        Self {
+            state: State::Greeting { header },
+            liveness,
+            binary: false,
+            invalid: 0,
+            expires: None,
+            refreshing: false,
+            closing: None,
+            control: VecDeque::new(),
+            control_bytes: 0,
+            awake: false,
+        }
+    }
+
+    pub(super) fn push(&mut self, frame: Frame) {
+        self.control_bytes += frame.len();
+        self.control.push_back(frame);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Frame> {
+        let frame = self.control.pop_front()?;
+        self.control_bytes -= frame.len();
+        if self.control.is_empty() {
+            // An idle link keeps no buffer.
+            self.control = VecDeque::new();
+        }
+        Some(frame)
+    }
+
+    /// Everything that waits in the line, and the close if it is due.
+    pub(super) fn drain_into(&mut self, into: &mut Vec<Frame>) {
+        while let Some(frame) = self.pop() {
+            into.push(frame);
+        }
+        if matches!(self.closing, Some(Closing::Now(_)))
+            && let Some(Closing::Now(close)) = self.closing.replace(Closing::Said)
+        {
+            into.push(Frame::Close(close));
+        }
+    }
+
+    /// The close of a link that had everything flushed before.
+    pub(super) fn say_flushed(&mut self, into: &mut Vec<Frame>) {
+        if matches!(self.closing, Some(Closing::Flushed(_)))
+            && let Some(Closing::Flushed(close)) = self.closing.replace(Closing::Said)
+        {
+            into.push(Frame::Close(close));
+        }
+    }
+
+    pub(super) fn control_bytes(&self) -> usize {
+        self.control_bytes
+    }
+
+    pub(super) fn dashboard(&mut self) -> Option<&mut DashboardLink> {
+        match &mut self.state {
+            State::Dashboard(dashboard) => Some(dashboard),
+            State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Agent(_)
+            | State::Closed => None,
+        }
+    }
+}

@@ -1,0 +1,904 @@
+//! The hub as a pure machine: frames, answers of hooks and the time go in,
+//! frames and effects come out. It never waits, and asks no clock.
+//!
+//! # How to drive it
+//!
+//! 1. Tell it what happens: [`handle_opened`](Core::handle_opened),
+//!    [`handle_frame`](Core::handle_frame), [`handle_lost`](Core::handle_lost),
+//!    and, when [`deadline`](Core::deadline) has come,
+//!    [`handle_timeout`](Core::handle_timeout).
+//! 2. Take its [`Effect`]s until there are none. A hook's answer goes back
+//!    through [`handle_authenticated`](Core::handle_authenticated) or
+//!    [`handle_stored`](Core::handle_stored), at any later time.
+//! 3. For each link named by [`Effect::Wake`], ask
+//!    [`transmit`](Core::transmit) for frames whenever the link can take some,
+//!    until it returns none. A [`Frame::Close`] is the last: when it is out,
+//!    say `handle_lost`.
+//!
+//! The same core runs under the shell's sockets and under the simulator.
+
+mod agents;
+mod commands;
+mod dashboards;
+mod deadlines;
+mod link;
+mod streams;
+mod tenant;
+mod wires;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use trunkline_protocol::close::CloseCode;
+use trunkline_protocol::codec::{self, Invalid, Rules};
+use trunkline_protocol::frame::{Close, Frame};
+use trunkline_protocol::ids::{DashboardId, HubInstance, QueueEpoch, RequestId, TenantId};
+use trunkline_protocol::limits::Limits;
+use trunkline_protocol::liveness::{Due as Beat, Liveness};
+use trunkline_protocol::message::{
+    AgentConnect, AgentToHub, ConnectionAck, DashboardConnect, DashboardToHub, Direction,
+    Envelope, ErrorCode, Feature, Greeting, Heartbeat, HeartbeatBeat, HubToAgent, HubToDashboard,
+    PROTOCOLS, Peer, RefreshFailed, RefreshNeeded, RefreshSuccess, Refusal, Secret,
+};
+use trunkline_protocol::time::Now;
+
+use self::deadlines::{Deadlines, Due};
+use self::link::{AgentLink, Closing, DashboardLink, Link, State};
+use self::tenant::Tenant;
+use self::wires::Wires;
+use crate::hooks::{AuthError, Credentials, Identity, QueueError, Role, StoredCommand};
+
+pub use self::link::LinkId;
+pub use self::wires::Effect;
+
+/// What a hub core starts with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The bounds.
+    pub limits: Limits,
+    /// This incarnation; another at every start.
+    pub hub: HubInstance,
+    /// The queue's memory.
+    pub epoch: QueueEpoch,
+    /// For everything random.
+    pub seed: [u8; 32],
+    /// What the queue has kept.
+    pub stored: Vec<StoredCommand>,
+}
+
+/// The hub.
+#[derive(Debug)]
+pub struct Core {
+    wires: Wires,
+    tenants: HashMap<TenantId, Tenant>,
+    rng: StdRng,
+}
+
+impl Core {
+    /// A hub without links.
+    pub fn new(setup: Setup, now: Now) -> Self {
+        let rules = Rules::from(&setup.limits);
+        let mut core = Self {
+            wires: Wires {
+                now,
+                limits: setup.limits,
+                rules,
+                hub: setup.hub,
+                epoch: setup.epoch,
+                draining: false,
+                links: HashMap::new(),
+                deadlines: Deadlines::default(),
+                effects: VecDeque::new(),
+                closed: Vec::new(),
+                log_bytes: 0,
+            },
+            tenants: HashMap::new(),
+            rng: StdRng::from_seed(setup.seed),
+        };
+        let mut stored = setup.stored;
+        stored.sort_by_key(|command| (command.ended_at_ms, command.order));
+        for command in stored {
+            let tenant = command.tenant.clone();
+            let Self { wires, tenants, .. } = &mut core;
+            let tenant = tenants.entry(tenant.clone()).or_insert_with(|| Tenant::new(tenant, wires));
+            tenant.load_command(wires, command);
+        }
+        core
+    }
+
+    // ---- outputs --------------------------------------------------------
+
+    /// What the shell is to do next.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.wires.effects.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.wires.deadlines.next()
+    }
+
+    /// Links that are up, greeted or not.
+    pub fn links(&self) -> usize {
+        self.wires.links.len()
+    }
+
+    /// Whether [`handle_drain`](Self::handle_drain) was called.
+    pub fn is_draining(&self) -> bool {
+        self.wires.draining
+    }
+
+    /// Memory of all stream logs, in bytes.
+    pub fn log_bytes(&self) -> usize {
+        self.wires.log_bytes
+    }
+
+    /// Appends the next frames for a link: all control that waits, then about
+    /// `bytes` of bulk. Nothing appended means that nothing waits: the link
+    /// is named by [`Effect::Wake`] again when something does. After a
+    /// [`Frame::Close`] nothing follows.
+    pub fn transmit(&mut self, id: LinkId, now: Now, into: &mut Vec<Frame>, bytes: usize) {
+        self.wires.now = now;
+        let before = into.len();
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        link.drain_into(into);
+        let more = match &link.state {
+            State::Dashboard(dashboard) => {
+                let tenant = dashboard.tenant.clone();
+                let Self { wires, tenants, .. } = self;
+                let tenant = tenants.get_mut(&tenant);
+                tenant.is_some_and(|tenant| tenant.transmit_dashboard(wires, id, into, bytes))
+            }
+            State::Agent(agent) => {
+                if let Some(tenant) = self.tenants.get_mut(&agent.tenant) {
+                    tenant.transmit_agent(&agent.agent, into);
+                }
+                false
+            }
+            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => false,
+        };
+        self.tidy();
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        if into.len() > before {
+            link.liveness.handle_said(now.monotonic);
+        }
+        // Transmitting may have closed it: a reader that must not lose a byte.
+        link.drain_into(into);
+        if !more {
+            link.say_flushed(into);
+        }
+        link.awake = into.len() > before;
+    }
+
+    // ---- links ----------------------------------------------------------
+
+    /// A transport is up. `token` is what its handshake carried, if anything;
+    /// `waited` is how much of the greeting's time the handshake took.
+    pub fn handle_opened(&mut self, id: LinkId, token: Option<Secret>, waited: Duration, now: Now) {
+        self.wires.now = now;
+        let limits = &self.wires.limits;
+        let full = self.wires.links.len() >= limits.links_max;
+        let liveness = Liveness::new(limits.dashboard_idle, limits.dashboard_timeout, now.monotonic);
+        let timeout = limits.greeting_timeout.saturating_sub(waited);
+        self.wires.links.insert(id, Link::new(liveness, token));
+        if full {
+            self.wires.close(id, Close::new(CloseCode::TryLater, "too many links"));
+        } else if self.wires.draining {
+            let close = self.restart_hint(Duration::from_secs(1));
+            self.wires.close(id, close);
+        } else {
+            self.wires.in_time(Due::Greeting(id), timeout);
+        }
+        self.tidy();
+    }
+
+    /// A transport is gone, with or without a close from the peer.
+    pub fn handle_lost(&mut self, id: LinkId, now: Now) {
+        self.wires.now = now;
+        if let Some(link) = self.wires.links.remove(&id) {
+            self.wires.closed.push((id, link.state));
+            for due in [Due::Greeting, Due::Beat, Due::Flushed, Due::Credentials] {
+                self.wires.deadlines.cancel(&due(id));
+            }
+        }
+        self.tidy();
+    }
+
+    /// A peer broke the rules of its transport: it is told, and closed.
+    pub fn handle_violation(&mut self, id: LinkId, close: Close, now: Now) {
+        self.wires.now = now;
+        self.wires.close(id, close);
+        self.tidy();
+    }
+
+    /// A whole frame arrived.
+    pub fn handle_frame(&mut self, id: LinkId, frame: &Frame, now: Now) {
+        self.wires.now = now;
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        link.liveness.handle_heard(now.monotonic);
+        match &link.state {
+            State::Closed => {}
+            State::Greeting { .. } => self.handle_greeting(id, frame),
+            State::Authenticating { .. } => {
+                let close = Close::new(CloseCode::Violation, "wait for connection:ack");
+                self.wires.close(id, close);
+            }
+            State::Agent(agent) => {
+                let (tenant, agent) = (agent.tenant.clone(), agent.agent.clone());
+                if let Frame::Binary(bytes) = frame {
+                    let rules = self.wires.rules;
+                    match codec::decode_output(bytes, rules) {
+                        Ok((header, data)) => {
+                            link.invalid = 0;
+                            let Self { wires, tenants, .. } = self;
+                            if let Some(tenant) = tenants.get_mut(&tenant) {
+                                tenant.handle_output(wires, id, &agent, &header, &data);
+                            }
+                            self.bound_logs();
+                        }
+                        Err(error) => self.invalid::<AgentToHub>(id, frame, &Invalid { id: None, error }),
+                    }
+                } else {
+                    self.each(id, frame, |core, envelope| {
+                        core.handle_agent_message(id, &tenant, &agent, envelope);
+                    });
+                }
+            }
+            State::Dashboard(dashboard) => {
+                let (tenant, from) = (dashboard.tenant.clone(), dashboard.dashboard.clone());
+                self.each(id, frame, |core, envelope| {
+                    core.handle_dashboard_message(id, &tenant, &from, envelope);
+                });
+            }
+        }
+        self.tidy();
+    }
+
+    /// Judges each message of a frame on its own, until the link is closed.
+    fn each<M: Direction>(
+        &mut self,
+        id: LinkId,
+        frame: &Frame,
+        mut handle: impl FnMut(&mut Self, Envelope<M>),
+    ) {
+        for message in codec::decode::<M>(frame, self.wires.rules) {
+            let Some(link) = self.wires.links.get_mut(&id) else { return };
+            if matches!(link.state, State::Closed) {
+                return;
+            }
+            match message {
+                Ok(envelope) => {
+                    link.invalid = 0;
+                    handle(self, envelope);
+                }
+                Err(invalid) => self.invalid::<M>(id, frame, &invalid),
+            }
+        }
+    }
+
+    /// Answers a message that could not be understood; too many in a row end
+    /// the link.
+    fn invalid<M: Direction>(&mut self, id: LinkId, frame: &Frame, invalid: &Invalid) {
+        let max = self.wires.limits.invalid_messages_max;
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        link.invalid += 1;
+        let flood = link.invalid >= max;
+        let mut refusal = invalid.refusal();
+        if invalid.error.field.as_deref() == Some("type")
+            && codec::peek(frame, self.wires.rules).is_some_and(|(kind, _)| is_known(&kind))
+        {
+            refusal.code = ErrorCode::Forbidden;
+            refusal.message = "type: belongs to another role, or to the greeting".into();
+        }
+        // `error` has one shape in every direction.
+        self.wires.send(id, HubToDashboard::Error(refusal));
+        if flood {
+            let close = Close::new(CloseCode::Violation, "too many messages that are none");
+            self.wires.close(id, close);
+        }
+    }
+
+    // ---- greeting -------------------------------------------------------
+
+    fn handle_greeting(&mut self, id: LinkId, frame: &Frame) {
+        let rules = Rules { message_bytes_max: self.wires.limits.greeting_bytes_max, ..self.wires.rules };
+        // An agent lists what it holds, which may be more than a greeting's
+        // worth: the transport has bounded the frame already.
+        let rules = if is_agent_greeting(frame, self.wires.rules) { self.wires.rules } else { rules };
+        let mut messages = codec::decode::<Greeting>(frame, rules);
+        let greeting = match (messages.len(), messages.pop()) {
+            (1, Some(Ok(greeting))) => greeting,
+            (_, Some(Err(invalid))) => {
+                self.refuse_greeting(id, frame, &invalid);
+                return;
+            }
+            (_, _) => {
+                let close = Close::new(CloseCode::Violation, "greet first, with one message");
+                self.wires.close(id, close);
+                return;
+            }
+        };
+        let (protocols, role, token) = match &greeting.message {
+            Greeting::Agent(agent) => {
+                (&agent.protocols, Role::Agent(agent.agent.clone()), agent.token.clone())
+            }
+            Greeting::Dashboard(dashboard) => (
+                &dashboard.protocols,
+                Role::Dashboard(dashboard.dashboard.clone()),
+                dashboard.token.clone(),
+            ),
+        };
+        if !protocols.iter().any(|version| PROTOCOLS.contains(version)) {
+            let message = format!("this hub speaks protocol {PROTOCOLS:?}");
+            let refusal = Refusal::new(ErrorCode::UnsupportedProtocol, message)
+                .field("payload.protocols")
+                .reply_to(greeting.id);
+            self.wires.send(id, HubToDashboard::Error(refusal));
+            let close = Close::new(CloseCode::UnsupportedProtocol, "no common protocol version");
+            self.wires.close(id, close);
+            return;
+        }
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        let header = match &mut link.state {
+            State::Greeting { header } => header.take(),
+            State::Authenticating { .. } | State::Agent(_) | State::Dashboard(_) | State::Closed => None,
+        };
+        let credentials = Credentials { role, token: token.or(header) };
+        let Envelope { id: request, message, .. } = greeting;
+        link.state = State::Authenticating { greeting: Box::new(message), id: request };
+        self.wires.effects.push_back(Effect::Authenticate { link: id, credentials });
+    }
+
+    fn refuse_greeting(&mut self, id: LinkId, frame: &Frame, invalid: &Invalid) {
+        let mut refusal = invalid.refusal();
+        let known = codec::peek(frame, self.wires.rules).is_some_and(|(kind, _)| is_known(&kind));
+        if known && invalid.error.field.as_deref() == Some("type") {
+            refusal.code = ErrorCode::Forbidden;
+            refusal.message = "greet first: agent:connect or dashboard:connect".into();
+        }
+        self.wires.send(id, HubToDashboard::Error(refusal));
+        self.wires.close(id, Close::new(CloseCode::Violation, "not a greeting"));
+    }
+
+    /// The authenticator has answered for a link.
+    pub fn handle_authenticated(
+        &mut self,
+        id: LinkId,
+        result: Result<Identity, AuthError>,
+        now: Now,
+    ) {
+        self.wires.now = now;
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        if link.refreshing {
+            link.refreshing = false;
+            self.handle_refreshed(id, result);
+        } else if let State::Authenticating { .. } = link.state {
+            // Whatever comes of it, the greeting is over.
+            let state = std::mem::replace(&mut link.state, State::Greeting { header: None });
+            if let State::Authenticating { greeting, id: request } = state {
+                match result {
+                    Ok(identity) => self.welcome(id, *greeting, identity),
+                    Err(error) => self.turn_away(id, request, &error),
+                }
+            }
+        }
+        self.tidy();
+    }
+
+    fn turn_away(&mut self, id: LinkId, request: Option<RequestId>, error: &AuthError) {
+        tracing::info!(target: "trunkline::hub", link = id.0, %error, "greeting refused");
+        // The same words whatever was wrong: nothing to learn from them.
+        let (code, message, close) = match error {
+            AuthError::Unauthorized(_) => {
+                (ErrorCode::Unauthorized, "credentials not accepted", CloseCode::Unauthorized)
+            }
+            AuthError::Forbidden(_) => {
+                (ErrorCode::Forbidden, "not allowed with these credentials", CloseCode::Forbidden)
+            }
+            AuthError::Unavailable(_) => {
+                (ErrorCode::Internal, "credentials could not be checked", CloseCode::TryLater)
+            }
+        };
+        let refusal = Refusal::new(code, message).reply_to(request);
+        self.wires.send(id, HubToDashboard::Error(refusal));
+        self.wires.close(id, Close::new(close, message));
+    }
+
+    fn welcome(&mut self, id: LinkId, greeting: Greeting, identity: Identity) {
+        let expires = identity.expires_in;
+        let result = match greeting {
+            Greeting::Agent(greeting) => self.welcome_agent(id, greeting, identity),
+            Greeting::Dashboard(greeting) => self.welcome_dashboard(id, &greeting, identity),
+        };
+        match result {
+            Ok(()) => {
+                self.wires.deadlines.cancel(&Due::Greeting(id));
+                self.set_expiry(id, expires);
+                if let Some(link) = self.wires.links.get(&id) {
+                    let at = link.liveness.deadline();
+                    self.wires.deadlines.set(Due::Beat(id), at);
+                }
+            }
+            Err(close) => {
+                let code = match close.code {
+                    CloseCode::Forbidden => ErrorCode::Forbidden,
+                    _ => ErrorCode::LimitReached, // the only other refusal of a greeting
+                };
+                let refusal = Refusal::new(code, close.reason.clone());
+                self.wires.send(id, HubToDashboard::Error(refusal));
+                self.wires.close(id, close);
+            }
+        }
+    }
+
+    fn welcome_agent(
+        &mut self,
+        id: LinkId,
+        greeting: AgentConnect,
+        identity: Identity,
+    ) -> Result<(), Close> {
+        if greeting.commands.len() > agents::HELD_MAX {
+            return Err(Close::new(CloseCode::TooBig, "too many held commands"));
+        }
+        let agent = identity.agent.unwrap_or_else(|| greeting.agent.clone());
+        let Self { wires, tenants, .. } = self;
+        let tenant_id = identity.tenant;
+        let tenant = tenants
+            .entry(tenant_id.clone())
+            .or_insert_with(|| Tenant::new(tenant_id.clone(), wires));
+        tenant.handle_agent_here(wires, id, &agent, &identity.subject, &greeting)?;
+        let Some(link) = wires.links.get_mut(&id) else { return Ok(()) };
+        let (idle, timeout) = (wires.limits.agent_idle, wires.limits.agent_timeout);
+        link.liveness = Liveness::new(idle, timeout, wires.now.monotonic);
+        let features = features(&greeting.features);
+        link.state = State::Agent(AgentLink { tenant: tenant_id.clone(), agent: agent.clone() });
+        tracing::info!(target: "trunkline::hub", link = id.0, tenant = %tenant_id, %agent, "agent connected");
+        let heartbeat = heartbeat(idle, timeout);
+        let ack = ack(wires, tenant_id, Peer::Agent(agent.clone()), features, heartbeat);
+        wires.send(id, HubToAgent::Ack(ack));
+        tenant.reconcile(wires, &agent, &greeting.commands);
+        self.bound_logs();
+        Ok(())
+    }
+
+    fn welcome_dashboard(
+        &mut self,
+        id: LinkId,
+        greeting: &DashboardConnect,
+        identity: Identity,
+    ) -> Result<(), Close> {
+        let dashboard = match &greeting.dashboard {
+            Some(dashboard) => dashboard.clone(),
+            None => self.mint_dashboard(),
+        };
+        let Self { wires, tenants, .. } = self;
+        let tenant_id = identity.tenant;
+        let tenant = tenants
+            .entry(tenant_id.clone())
+            .or_insert_with(|| Tenant::new(tenant_id.clone(), wires));
+        tenant.handle_dashboard_here(wires, id, &dashboard, &identity.subject)?;
+        let Some(link) = wires.links.get_mut(&id) else { return Ok(()) };
+        let (idle, timeout) = (wires.limits.dashboard_idle, wires.limits.dashboard_timeout);
+        link.liveness = Liveness::new(idle, timeout, wires.now.monotonic);
+        let features = features(&greeting.features);
+        link.binary = features.contains(&Feature::Binary);
+        link.state = State::Dashboard(Box::new(DashboardLink {
+            tenant: tenant_id.clone(),
+            dashboard: dashboard.clone(),
+            subject: identity.subject,
+            cursor: tenant.ledger.cursor(greeting.since.roster),
+            follows: false,
+            subscription: BTreeMap::new(),
+            readers: HashMap::new(),
+            turn: VecDeque::new(),
+        }));
+        tracing::info!(target: "trunkline::hub", link = id.0, tenant = %tenant_id, %dashboard, "dashboard connected");
+        let heartbeat = heartbeat(idle, timeout);
+        let ack = ack(wires, tenant_id, Peer::Dashboard(dashboard), features, heartbeat);
+        wires.send(id, HubToDashboard::Ack(ack));
+        Ok(())
+    }
+
+    fn mint_dashboard(&mut self) -> DashboardId {
+        let number = (u128::from(self.rng.next_u64()) << 64) | u128::from(self.rng.next_u64());
+        let name = format!("dashboard-{number:032x}");
+        // 42 characters of the alphabet of names.
+        name.parse().expect("a minted name is a name")
+    }
+
+    // ---- messages -------------------------------------------------------
+
+    fn handle_agent_message(
+        &mut self,
+        id: LinkId,
+        tenant: &TenantId,
+        agent: &trunkline_protocol::ids::AgentId,
+        envelope: Envelope<AgentToHub>,
+    ) {
+        let Self { wires, tenants, .. } = self;
+        let Some(tenant) = tenants.get_mut(tenant) else { return };
+        match envelope.message {
+            AgentToHub::Status(report) => tenant.handle_report(wires, agent, report),
+            AgentToHub::Accepted(_) => {}
+            AgentToHub::Started(started) => tenant.handle_started(wires, agent, started),
+            AgentToHub::Interrupting(word) => tenant.handle_interrupting(wires, agent, word),
+            AgentToHub::Complete(complete) => tenant.handle_complete(wires, agent, complete),
+            AgentToHub::Output(output) => {
+                let header = codec::binary::OutputHeader {
+                    stream: output.stream,
+                    offset: output.offset,
+                    channel: output.channel,
+                };
+                tenant.handle_output(wires, id, agent, &header, &output.data);
+                self.bound_logs();
+            }
+            AgentToHub::Gap(gap) => tenant.handle_gap(wires, agent, gap),
+            AgentToHub::InputTaken(taken) => tenant.handle_input_taken(wires, agent, taken),
+            AgentToHub::Log(_) => {
+                let refusal = Refusal::new(ErrorCode::Unsupported, "this hub takes no forwarded logs");
+                wires.send(id, HubToAgent::Error(refusal.reply_to(envelope.id)));
+            }
+            AgentToHub::Disconnect(_) => {
+                let agent = agent.clone();
+                tenant.handle_agent_lost(wires, &agent, id);
+                tenant.handle_agent_offline(wires, &agent);
+                wires.close(id, Close::new(CloseCode::Normal, "goodbye"));
+            }
+            AgentToHub::Ping(ping) => wires.send(id, HubToAgent::Pong(ping)),
+            AgentToHub::Pong(pong) => self.handle_pong(id, pong),
+            AgentToHub::RefreshToken(refresh) => {
+                let role = Role::Agent(agent.clone());
+                self.refresh(id, role, refresh.token);
+            }
+            AgentToHub::Error(refusal) => {
+                tracing::warn!(target: "trunkline::hub", link = id.0, %agent, code = %refusal.code, "agent refused");
+            }
+        }
+    }
+
+    fn handle_dashboard_message(
+        &mut self,
+        id: LinkId,
+        tenant: &TenantId,
+        from: &DashboardId,
+        envelope: Envelope<DashboardToHub>,
+    ) {
+        match envelope.message {
+            DashboardToHub::Ping(ping) => self.wires.send(id, HubToDashboard::Pong(ping)),
+            DashboardToHub::Pong(pong) => self.handle_pong(id, pong),
+            DashboardToHub::Disconnect(_) => {
+                self.wires.close(id, Close::new(CloseCode::Normal, "goodbye"));
+            }
+            DashboardToHub::RefreshToken(refresh) => {
+                let role = Role::Dashboard(Some(from.clone()));
+                self.refresh(id, role, refresh.token);
+            }
+            DashboardToHub::Error(refusal) => {
+                tracing::warn!(target: "trunkline::hub", link = id.0, code = %refusal.code, "dashboard refused");
+            }
+            DashboardToHub::Subscribe(_)
+            | DashboardToHub::Unsubscribe(_)
+            | DashboardToHub::Shown(_)
+            | DashboardToHub::Request(_)
+            | DashboardToHub::Interrupt(_)
+            | DashboardToHub::Input(_)
+            | DashboardToHub::Resize(_)
+            | DashboardToHub::EmergencyStop(_)
+            | DashboardToHub::Log(_) => {
+                let Self { wires, tenants, .. } = self;
+                if let Some(tenant) = tenants.get_mut(tenant) {
+                    tenant.handle_dashboard_message(wires, id, from, envelope);
+                }
+            }
+        }
+    }
+
+    fn handle_pong(&mut self, id: LinkId, pong: HeartbeatBeat) {
+        let now = self.wires.now.monotonic;
+        if let Some(link) = self.wires.links.get_mut(&id) {
+            link.liveness.handle_pong(pong.n, now);
+        }
+    }
+
+    // ---- credentials ----------------------------------------------------
+
+    fn set_expiry(&mut self, id: LinkId, expires_in: Option<Duration>) {
+        let now = self.wires.now.monotonic;
+        let ahead = self.wires.limits.refresh_ahead;
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        link.expires = expires_in.map(|left| now.saturating_add(left));
+        match link.expires {
+            Some(expires) => {
+                let at = expires.saturating_sub(ahead).max(now);
+                self.wires.deadlines.set(Due::Credentials(id), at);
+            }
+            None => self.wires.deadlines.cancel(&Due::Credentials(id)),
+        }
+    }
+
+    /// Credentials run out soon, or have.
+    fn handle_expiry(&mut self, id: LinkId) {
+        let now = self.wires.now.monotonic;
+        let over = self.wires.limits.refresh_grace;
+        let Some(expires) = self.wires.links.get(&id).and_then(|link| link.expires) else { return };
+        let end = expires.saturating_add(over);
+        if now >= end {
+            self.wires.close(id, Close::new(CloseCode::Unauthorized, "new token"));
+            return;
+        }
+        self.wires.deadlines.set(Due::Credentials(id), end);
+        let left = expires.saturating_sub(now).as_millis();
+        let needed = RefreshNeeded { expires_in_ms: u64::try_from(left).unwrap_or(u64::MAX) };
+        self.wires.send(id, HubToDashboard::RefreshNeeded(needed));
+    }
+
+    fn refresh(&mut self, id: LinkId, role: Role, token: Secret) {
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        if link.refreshing {
+            let failed = RefreshFailed { message: "a refresh is under way".into() };
+            self.wires.send(id, HubToDashboard::RefreshFailed(failed));
+            return;
+        }
+        link.refreshing = true;
+        let credentials = Credentials { role, token: Some(token) };
+        self.wires.effects.push_back(Effect::Authenticate { link: id, credentials });
+    }
+
+    fn handle_refreshed(&mut self, id: LinkId, result: Result<Identity, AuthError>) {
+        let Some(link) = self.wires.links.get(&id) else { return };
+        let known = match &link.state {
+            State::Agent(link) => {
+                let tenant = self.tenants.get(&link.tenant);
+                let seen = tenant.and_then(|t| t.agents.get(&link.agent)?.seen.as_ref());
+                seen.map(|seen| (link.tenant.clone(), seen.subject.clone()))
+            }
+            State::Dashboard(link) => Some((link.tenant.clone(), link.subject.clone())),
+            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => None,
+        };
+        let Some((tenant, subject)) = known else { return };
+        let result = match result {
+            Ok(new) if new.tenant == tenant && new.subject == subject => Ok(new.expires_in),
+            Ok(_) => Err("the token is for somebody else"),
+            Err(_) => Err("the token was not accepted"),
+        };
+        match result {
+            Ok(expires_in) => {
+                self.set_expiry(id, expires_in);
+                let millis = |left: Duration| u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                let success = RefreshSuccess { expires_in_ms: expires_in.map(millis) };
+                self.wires.send(id, HubToDashboard::RefreshSuccess(success));
+            }
+            Err(message) => {
+                let failed = RefreshFailed { message: message.into() };
+                self.wires.send(id, HubToDashboard::RefreshFailed(failed));
+            }
+        }
+    }
+
+    // ---- hooks, time, end -----------------------------------------------
+
+    /// The queue has stored a change, or failed to.
+    pub fn handle_stored(
+        &mut self,
+        tenant: &TenantId,
+        command: trunkline_protocol::ids::CommandId,
+        result: Result<(), QueueError>,
+        now: Now,
+    ) {
+        self.wires.now = now;
+        let Self { wires, tenants, .. } = self;
+        if let Some(tenant) = tenants.get_mut(tenant) {
+            tenant.handle_stored(wires, command, result);
+        }
+        self.tidy();
+    }
+
+    /// The time has come for what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.wires.now = now;
+        while let Some(due) = self.wires.deadlines.pop(now.monotonic) {
+            self.handle_due(due);
+            self.tidy();
+        }
+    }
+
+    fn handle_due(&mut self, due: Due) {
+        let Self { wires, tenants, .. } = self;
+        match due {
+            Due::Greeting(id) => {
+                wires.close(id, Close::new(CloseCode::GreetingTimeout, "no greeting in time"));
+            }
+            Due::Flushed(id) => {
+                if let Some(link) = wires.links.get_mut(&id)
+                    && let Some(Closing::Flushed(close)) = link.closing.take()
+                {
+                    wires.close(id, close);
+                }
+            }
+            Due::Beat(id) => self.beat(id),
+            Due::Credentials(id) => self.handle_expiry(id),
+            Due::AgentGrace(id, agent) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.handle_agent_offline(wires, &agent);
+                }
+            }
+            Due::AgentRetention(id, agent) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.handle_agent_retention(wires, &agent);
+                }
+            }
+            Due::Grant(id, agent) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.handle_grant(wires, &agent);
+                }
+            }
+            Due::Dispatch(id, agent) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.dispatch(wires, &agent);
+                }
+            }
+            Due::DeliverBy(id, command) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.handle_deliver_by(wires, command);
+                }
+            }
+            Due::RunFor(id, command) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.handle_run_for(wires, command);
+                }
+            }
+            Due::Store(id, command) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.advance(wires, command);
+                }
+            }
+            Due::LogRetention(id, command) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.drop_output(wires, command);
+                }
+            }
+            Due::Dashboard(id, dashboard) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.dashboards.remove(&dashboard);
+                }
+            }
+        }
+    }
+
+    fn beat(&mut self, id: LinkId) {
+        let now = self.wires.now.monotonic;
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        match link.liveness.poll(now) {
+            Beat::Nothing => {}
+            Beat::Dead => {
+                let close = Close::new(CloseCode::Silent, "nothing heard for too long");
+                self.wires.close(id, close);
+                return;
+            }
+            Beat::Ping(n) => {
+                let agent = match &link.state {
+                    State::Agent(link) => Some((link.tenant.clone(), link.agent.clone())),
+                    State::Greeting { .. }
+                    | State::Authenticating { .. }
+                    | State::Dashboard(_)
+                    | State::Closed => None,
+                };
+                self.wires.send(id, HubToDashboard::Ping(HeartbeatBeat { n }));
+                if let Some((tenant, agent)) = agent
+                    && let Some(tenant) = self.tenants.get_mut(&tenant)
+                {
+                    tenant.tell_stored(&mut self.wires, &agent);
+                }
+            }
+        }
+        if let Some(link) = self.wires.links.get(&id) {
+            let at = link.liveness.deadline();
+            self.wires.deadlines.set(Due::Beat(id), at);
+        }
+    }
+
+    /// Stops taking links and commands; what waits on each link goes out, then
+    /// a close that asks it to be back at a time of its own within `spread`.
+    /// Whoever is not flushed within `close_timeout` is closed all the same.
+    pub fn handle_drain(&mut self, spread: Duration, now: Now) {
+        self.wires.now = now;
+        self.wires.draining = true;
+        let ids: Vec<LinkId> = self.wires.links.keys().copied().collect();
+        for id in ids {
+            let close = self.restart_hint(spread);
+            let timeout = self.wires.limits.close_timeout;
+            let Some(link) = self.wires.links.get_mut(&id) else { continue };
+            if link.closing.is_none() {
+                link.closing = Some(Closing::Flushed(close));
+                self.wires.in_time(Due::Flushed(id), timeout);
+                self.wires.wake(id);
+            }
+        }
+        self.tidy();
+    }
+
+    fn restart_hint(&mut self, spread: Duration) -> Close {
+        let millis = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX).max(1);
+        Close::restart(Duration::from_millis(self.rng.next_u64() % millis))
+    }
+
+    /// Lets go of what the links were that have just been closed.
+    fn tidy(&mut self) {
+        while let Some((id, state)) = self.wires.closed.pop() {
+            let Self { wires, tenants, .. } = self;
+            match state {
+                State::Agent(link) => {
+                    if let Some(tenant) = tenants.get_mut(&link.tenant) {
+                        tenant.handle_agent_lost(wires, &link.agent, id);
+                    }
+                }
+                State::Dashboard(link) => {
+                    if let Some(tenant) = tenants.get_mut(&link.tenant) {
+                        tenant.handle_dashboard_lost(wires, id, &link);
+                    }
+                }
+                State::Greeting { .. } | State::Authenticating { .. } | State::Closed => {}
+            }
+        }
+    }
+
+    /// Keeps all logs together within their bound: the largest gives.
+    fn bound_logs(&mut self) {
+        let max = self.wires.limits.log_bytes_total;
+        while self.wires.log_bytes > max {
+            let largest = self.tenants.iter().filter_map(|(id, tenant)| {
+                tenant.largest_stream().map(|(cost, stream)| (cost, stream, id.clone()))
+            });
+            let Some((cost, stream, tenant)) = largest.max() else { return };
+            let before = self.wires.log_bytes;
+            if let Some(tenant) = self.tenants.get_mut(&tenant) {
+                // An eighth at a time, so that the search is rare.
+                tenant.evict(&mut self.wires, stream, cost - cost / 8);
+            }
+            if self.wires.log_bytes >= before {
+                return;
+            }
+        }
+    }
+}
+
+fn is_known(kind: &str) -> bool {
+    [Greeting::TYPES, AgentToHub::TYPES, HubToAgent::TYPES, DashboardToHub::TYPES, HubToDashboard::TYPES]
+        .iter()
+        .any(|types| types.contains(&kind))
+}
+
+fn is_agent_greeting(frame: &Frame, rules: Rules) -> bool {
+    codec::peek(frame, rules).is_some_and(|(kind, _)| kind == "agent:connect")
+}
+
+fn features(offered: &[Feature]) -> Vec<Feature> {
+    let ours = [Feature::Binary, Feature::Batch];
+    ours.into_iter().filter(|feature| offered.contains(feature)).collect()
+}
+
+fn heartbeat(idle: Duration, timeout: Duration) -> Heartbeat {
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    Heartbeat { idle_ms: millis(idle), timeout_ms: millis(timeout) }
+}
+
+fn ack(
+    wires: &Wires,
+    tenant: TenantId,
+    peer: Peer,
+    features: Vec<Feature>,
+    heartbeat: Heartbeat,
+) -> ConnectionAck {
+    ConnectionAck {
+        protocol: PROTOCOLS[0],
+        tenant,
+        peer,
+        hub: wires.hub,
+        queue: wires.epoch,
+        features,
+        limits: wires.limits.for_link(),
+        heartbeat,
+    }
+}

@@ -1,0 +1,516 @@
+//! Stream logs: filled by one agent, read by any number of cursors, and the
+//! grants that hold an agent to what the hub takes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use trunkline_protocol::close::CloseCode;
+use trunkline_protocol::codec::binary::OutputHeader;
+use trunkline_protocol::codec;
+use trunkline_protocol::frame::{Close, Frame};
+use trunkline_protocol::ids::{AgentId, CommandId, StreamId};
+use trunkline_protocol::message::{
+    Envelope, ErrorCode, From, GapReason, HeldCommand, HubToAgent, HubToDashboard, Lag, Refusal,
+    Target, TerminalGap, TerminalOpened, TerminalSubscription, TerminalTaken,
+};
+use trunkline_protocol::stream::{Log, Read};
+
+use super::deadlines::Due;
+use super::link::{DashboardLink, LinkId, Reader, State, Wait};
+use super::tenant::Tenant;
+use super::wires::Wires;
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) command: CommandId,
+    pub(super) attempt: u32,
+    pub(super) agent: AgentId,
+    pub(super) log: Log,
+    /// The agent may send up to here.
+    allowed: u64,
+    /// What the agent was last told.
+    told: TerminalTaken,
+    /// Whether the agent's list of takens to send has it.
+    telling: bool,
+    /// Dashboards that have read everything and are to be woken by more.
+    waiting: Vec<LinkId>,
+}
+
+/// What a reader gets next.
+enum Step {
+    Frame(Frame),
+    Wait(Wait),
+    /// It asked to be disconnected rather than lose a byte.
+    Lost,
+}
+
+impl Stream {
+    fn step(&mut self, reader: &mut Reader, binary: bool, behind_max: u64) -> Step {
+        let end = self.log.end();
+        let behind = reader.window.unwrap_or(behind_max);
+        if reader.lag == Lag::Newest && end.saturating_sub(reader.at) > behind {
+            let from = std::mem::replace(&mut reader.at, end);
+            reader.shown = reader.shown.max(end);
+            return Step::Frame(gap_frame(self.log.stream(), from, end, GapReason::Lagged));
+        }
+        let up_to = reader.window.map_or(u64::MAX, |window| reader.shown.saturating_add(window));
+        if reader.at >= up_to && reader.at < end {
+            return Step::Wait(Wait::Window);
+        }
+        let read = if binary {
+            self.log.read_limited(reader.at, up_to)
+        } else {
+            self.log.read_text(reader.at, up_to, codec::encode_output_text)
+        };
+        match read {
+            Read::Chunk { frame, next } => {
+                reader.at = next;
+                Step::Frame(if binary { Frame::Binary(frame) } else { Frame::Text(frame) })
+            }
+            Read::Gap(gap) if reader.lag == Lag::Disconnect && gap.reason == GapReason::Evicted => {
+                Step::Lost
+            }
+            Read::Gap(gap) => {
+                reader.at = gap.to;
+                reader.shown = reader.shown.max(gap.to);
+                Step::Frame(gap_frame(self.log.stream(), gap.from, gap.to, gap.reason))
+            }
+            Read::End => Step::Wait(Wait::Output),
+        }
+    }
+}
+
+impl Stream {
+    pub(super) fn forget_reader(&mut self, link: LinkId) {
+        self.waiting.retain(|waiting| *waiting != link);
+    }
+}
+
+fn gap_frame(stream: StreamId, from: u64, to: u64, reason: GapReason) -> Frame {
+    let gap = TerminalGap { stream, from, to, reason };
+    codec::encode(&Envelope::bare(HubToDashboard::Gap(gap)))
+}
+
+impl Tenant {
+    // ---- filling --------------------------------------------------------
+
+    /// A stream begins, or is known again: `from` is the oldest byte that its
+    /// agent can still give.
+    pub(super) fn open_stream(
+        &mut self,
+        wires: &mut Wires,
+        command: CommandId,
+        stream: StreamId,
+        from: u64,
+    ) {
+        let Some(record) = self.commands.get(&command) else { return };
+        let attempt =
+            record.streams.iter().find(|(_, id)| *id == stream).map_or(record.attempt, |(a, _)| *a);
+        let agent = record.request.agent.clone();
+        if !self.streams.contains_key(&stream) {
+            let log = match from {
+                0 => Log::new(stream),
+                from => Log::new_after_loss(stream, from, GapReason::HubLoss),
+            };
+            let allowed = from.saturating_add(wires.limits.grant_bytes);
+            let opened = Stream {
+                command,
+                attempt,
+                agent: agent.clone(),
+                told: TerminalTaken { stream, stored: from, allowed },
+                log,
+                allowed,
+                telling: false,
+                waiting: Vec::new(),
+            };
+            wires.log_bytes += opened.log.cost();
+            self.streams.insert(stream, opened);
+            self.announce(wires, stream, &Target::Command(command));
+            self.announce(wires, stream, &Target::Agent(agent.clone()));
+        }
+        self.tell(wires, &agent, stream);
+    }
+
+    /// Opens a new stream for everyone who has asked for its target.
+    fn announce(&mut self, wires: &mut Wires, stream: StreamId, target: &Target) {
+        let Some(links) = self.interests.get(target) else { return };
+        for id in links.clone() {
+            let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) else {
+                continue;
+            };
+            let Some(subscription) = dashboard.subscription.get(target).cloned() else { continue };
+            self.open_reader(wires, id, stream, &subscription);
+        }
+    }
+
+    /// The stream that a returning agent lists with a command: says how far
+    /// this hub is, which is where the agent goes on.
+    pub(super) fn take_stream(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        agent: &AgentId,
+        held: &HeldCommand,
+    ) {
+        let Some(listed) = held.stream else { return };
+        match self.streams.get_mut(&listed.stream) {
+            Some(stream) if stream.agent == *agent => {
+                let stored = stream.log.end();
+                stream.allowed = stream.allowed.max(stored.saturating_add(wires.limits.grant_bytes));
+                self.tell(wires, agent, listed.stream);
+            }
+            Some(_) => {}
+            None => {
+                // Its command is stored as ended here, but its output is gone
+                // (or never was): take it again if the command is listed.
+                let known = self.commands.get_mut(&held.command);
+                if let Some(command) = known.filter(|c| c.request.agent == *agent) {
+                    if !command.streams.iter().any(|(_, id)| *id == listed.stream) {
+                        command.streams.push((held.attempt, listed.stream));
+                    }
+                    self.open_stream(wires, held.command, listed.stream, listed.from);
+                } else {
+                    let stored = listed.to;
+                    let taken = TerminalTaken { stream: listed.stream, stored, allowed: stored };
+                    wires.send(link, HubToAgent::Taken(taken));
+                }
+            }
+        }
+    }
+
+    /// Output from its agent.
+    pub(super) fn handle_output(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        agent: &AgentId,
+        header: &OutputHeader,
+        data: &Bytes,
+    ) {
+        let Some(stream) = self.streams.get_mut(&header.stream).filter(|s| s.agent == *agent) else {
+            let refusal = Refusal::new(ErrorCode::NotFound, "no such stream");
+            wires.send(link, HubToAgent::Error(refusal.field("payload.stream")));
+            return;
+        };
+        if header.offset.saturating_add(data.len() as u64) > stream.allowed {
+            wires.close(link, Close::new(CloseCode::BeyondGrant, "more output than was granted"));
+            return;
+        }
+        let before = stream.log.cost();
+        match stream.log.append(header.offset, header.channel, data) {
+            Ok(0) => {}
+            Ok(_) => {
+                stream.log.evict_to(wires.limits.log_bytes_per_stream);
+                let after = stream.log.cost();
+                wires.log_bytes = wires.log_bytes + after - before;
+                self.wake_readers(wires, header.stream);
+                self.grant(wires, header.stream);
+            }
+            Err(jump) => {
+                let message = format!("offset: must not be beyond {}", jump.expected);
+                let refusal = Refusal::new(ErrorCode::InvalidMessage, message);
+                self.tell(wires, agent, header.stream);
+                wires.send(link, HubToAgent::Error(refusal.field("payload.offset")));
+            }
+        }
+    }
+
+    /// The agent lost bytes and says which.
+    pub(super) fn handle_gap(&mut self, wires: &mut Wires, agent: &AgentId, gap: TerminalGap) {
+        let Some(stream) = self.streams.get_mut(&gap.stream).filter(|s| s.agent == *agent) else {
+            return;
+        };
+        if gap.from > stream.log.end() || gap.to > stream.allowed.max(i64::MAX as u64) {
+            return;
+        }
+        let before = stream.log.cost();
+        if stream.log.skip(gap.to, gap.reason).is_some() {
+            stream.allowed = stream.allowed.max(gap.to);
+            wires.log_bytes = wires.log_bytes + stream.log.cost() - before;
+            self.wake_readers(wires, gap.stream);
+            self.grant(wires, gap.stream);
+        }
+    }
+
+    fn wake_readers(&mut self, wires: &mut Wires, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        for link in stream.waiting.drain(..) {
+            let Some(dashboard) = wires.links.get_mut(&link).and_then(|l| l.dashboard()) else {
+                continue;
+            };
+            let Some(reader) = dashboard.readers.get_mut(&id) else { continue };
+            if reader.wait == Wait::Output {
+                reader.wait = Wait::Turn;
+                dashboard.turn.push_back(id);
+                wires.wake(link);
+            }
+        }
+    }
+
+    // ---- grants ---------------------------------------------------------
+
+    /// Lets the agent go on as it is read, as fast as its rate allows.
+    fn grant(&mut self, wires: &mut Wires, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(agent) = self.agents.get_mut(&stream.agent) else { return };
+        let ahead = wires.limits.grant_bytes;
+        let step = (ahead / 8).max(1);
+        let wanted = stream.log.end().saturating_add(ahead).saturating_sub(stream.allowed);
+        if wanted < step {
+            return;
+        }
+        let rate = wires.limits.terminal_bytes_per_second.max(1);
+        let passed = wires.now.monotonic.saturating_sub(agent.tokens_at);
+        let earned = u128::from(rate) * passed.as_micros() / 1_000_000;
+        let earned = u64::try_from(earned).unwrap_or(u64::MAX);
+        if earned > 0 {
+            agent.tokens = agent.tokens.saturating_add(earned).min(ahead.max(rate));
+            agent.tokens_at = wires.now.monotonic;
+        }
+        let given = wanted.min(agent.tokens);
+        if given < step {
+            let missing = step.saturating_sub(agent.tokens);
+            let micros = u128::from(missing) * 1_000_000 / u128::from(rate);
+            let after = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX) + 1);
+            let at = wires.at(after);
+            wires.deadlines.set_if_none(Due::Grant(self.id.clone(), stream.agent.clone()), at);
+            return;
+        }
+        agent.tokens -= given;
+        stream.allowed += given;
+        let agent = stream.agent.clone();
+        self.tell(wires, &agent, id);
+    }
+
+    /// The agent's rate allows more.
+    pub(super) fn handle_grant(&mut self, wires: &mut Wires, agent: &AgentId) {
+        for id in self.live_streams(agent) {
+            self.grant(wires, id);
+        }
+    }
+
+    /// The link to an agent was silent: a good time to say what is stored.
+    pub(super) fn tell_stored(&mut self, wires: &mut Wires, agent: &AgentId) {
+        for id in self.live_streams(agent) {
+            let behind = |stream: &Stream| stream.told.stored < stream.log.end();
+            if self.streams.get(&id).is_some_and(behind) {
+                self.tell(wires, agent, id);
+            }
+        }
+    }
+
+    pub(super) fn live_streams(&self, agent: &AgentId) -> Vec<StreamId> {
+        let held = self.agents.get(agent).map(|agent| &agent.held);
+        let commands = held.into_iter().flatten().filter_map(|id| self.commands.get(id));
+        commands.filter_map(super::commands::Command::stream).collect()
+    }
+
+    fn tell(&mut self, wires: &mut Wires, agent: &AgentId, id: StreamId) {
+        let Some(record) = self.agents.get_mut(agent) else { return };
+        let Some(link) = record.link() else { return };
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        // The list is emptied when a link is lost; the flag tells by whether
+        // the list still has it.
+        if !(stream.telling && record.tell.contains(&id)) {
+            stream.telling = true;
+            record.tell.push(id);
+        }
+        wires.wake(link);
+    }
+
+    /// Writes the takens that wait, newest figures only.
+    pub(super) fn transmit_agent(&mut self, agent: &AgentId, into: &mut Vec<Frame>) {
+        let Some(agent) = self.agents.get_mut(agent) else { return };
+        for id in std::mem::take(&mut agent.tell) {
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            stream.telling = false;
+            let (stored, allowed) = (stream.log.end(), stream.allowed);
+            stream.told = TerminalTaken { stream: id, stored, allowed };
+            into.push(codec::encode(&Envelope::bare(HubToAgent::Taken(stream.told.clone()))));
+        }
+    }
+
+    // ---- reading --------------------------------------------------------
+
+    /// Opens a stream for a dashboard, announced before its first byte.
+    pub(super) fn open_reader(
+        &mut self,
+        wires: &mut Wires,
+        id: LinkId,
+        stream_id: StreamId,
+        subscription: &TerminalSubscription,
+    ) {
+        let Some(stream) = self.streams.get(&stream_id) else { return };
+        let Some(link) = wires.links.get_mut(&id) else { return };
+        let Some(dashboard) = link.dashboard() else { return };
+        if dashboard.readers.contains_key(&stream_id) {
+            return;
+        }
+        let end = stream.log.end();
+        let from = match (subscription.positions.get(&stream_id), subscription.from) {
+            (Some(position), _) => *position,
+            (None, From::Live) => end,
+            // What is gone before it began is no loss to a reader that would
+            // rather be disconnected than lose a byte.
+            (None, From::Start) if subscription.lag == Lag::Disconnect => stream.log.start(),
+            (None, From::Start) => 0,
+        };
+        dashboard.readers.insert(
+            stream_id,
+            Reader {
+                at: from,
+                lag: subscription.lag,
+                window: subscription.window_bytes,
+                shown: from,
+                wait: Wait::Turn,
+            },
+        );
+        dashboard.turn.push_back(stream_id);
+        let opened = TerminalOpened {
+            stream: stream_id,
+            command: stream.command,
+            attempt: stream.attempt,
+            agent: stream.agent.clone(),
+            from,
+            live_from: end,
+        };
+        wires.send(id, HubToDashboard::Opened(opened));
+    }
+
+    /// A dashboard no longer reads a stream.
+    pub(super) fn close_reader(
+        streams: &mut std::collections::HashMap<StreamId, Stream>,
+        dashboard: &mut DashboardLink,
+        link: LinkId,
+        id: StreamId,
+    ) {
+        dashboard.readers.remove(&id);
+        dashboard.turn.retain(|turn| *turn != id);
+        if let Some(stream) = streams.get_mut(&id) {
+            stream.waiting.retain(|waiting| *waiting != link);
+        }
+    }
+
+    /// What a view has shown lets a reader with a window go on.
+    pub(super) fn handle_shown(&mut self, wires: &mut Wires, id: LinkId, stream: StreamId, offset: u64) {
+        let Some(link) = wires.links.get_mut(&id) else { return };
+        let Some(dashboard) = link.dashboard() else { return };
+        let Some(reader) = dashboard.readers.get_mut(&stream) else { return };
+        reader.shown = reader.shown.max(offset.min(reader.at));
+        if reader.wait == Wait::Window {
+            reader.wait = Wait::Turn;
+            dashboard.turn.push_back(stream);
+            wires.wake(id);
+        }
+    }
+
+    /// The next pieces of what a dashboard reads, in turn, about `bytes` of
+    /// them. Returns whether there is more.
+    pub(super) fn transmit_dashboard(
+        &mut self,
+        wires: &mut Wires,
+        id: LinkId,
+        into: &mut Vec<Frame>,
+        bytes: usize,
+    ) -> bool {
+        let behind_max = wires.limits.newest_bytes_behind;
+        let Some(link) = wires.links.get_mut(&id) else { return false };
+        let binary = link.binary;
+        let State::Dashboard(dashboard) = &mut link.state else { return false };
+        let mut left = bytes;
+        while left > 0 && self.ledger.has_news(&dashboard.cursor) {
+            let Some(frame) = self.ledger.read(&mut dashboard.cursor) else { break };
+            left = left.saturating_sub(frame.len());
+            into.push(frame);
+        }
+        if !dashboard.follows && !self.ledger.has_news(&dashboard.cursor) {
+            dashboard.follows = true;
+            self.followers.push(id);
+        }
+        let mut lost = false;
+        while left > 0
+            && let Some(stream_id) = dashboard.turn.pop_front()
+        {
+            let (Some(stream), Some(reader)) =
+                (self.streams.get_mut(&stream_id), dashboard.readers.get_mut(&stream_id))
+            else {
+                continue;
+            };
+            // As long as nothing else has its turn, this stream goes on.
+            loop {
+                match stream.step(reader, binary, behind_max) {
+                    Step::Frame(frame) => {
+                        left = left.saturating_sub(frame.len());
+                        into.push(frame);
+                        if left == 0 || !dashboard.turn.is_empty() {
+                            dashboard.turn.push_back(stream_id);
+                            break;
+                        }
+                    }
+                    Step::Wait(wait) => {
+                        reader.wait = wait;
+                        if wait == Wait::Output {
+                            stream.waiting.push(id);
+                        }
+                        break;
+                    }
+                    Step::Lost => {
+                        lost = true;
+                        break;
+                    }
+                }
+            }
+        }
+        let more = !dashboard.turn.is_empty() || self.ledger.has_news(&dashboard.cursor);
+        if lost {
+            wires.close(id, Close::new(CloseCode::Lagging, "output was lost to this reader"));
+        }
+        more && !lost
+    }
+
+    // ---- dropping -------------------------------------------------------
+
+    /// Drops a stream's log. Who has not read it all is told what is gone.
+    pub(super) fn drop_stream(&mut self, wires: &mut Wires, id: StreamId) {
+        let Some(stream) = self.streams.remove(&id) else { return };
+        wires.log_bytes -= stream.log.cost();
+        let end = stream.log.end();
+        let links: Vec<LinkId> = self.dashboards.values().filter_map(|d| d.link).collect();
+        for link in links {
+            let Some(dashboard) = wires.links.get_mut(&link).and_then(|l| l.dashboard()) else {
+                continue;
+            };
+            let Some(reader) = dashboard.readers.remove(&id) else { continue };
+            dashboard.turn.retain(|turn| *turn != id);
+            if reader.at < end {
+                wires.send_frame(link, gap_frame(id, reader.at, end, GapReason::Evicted));
+            }
+        }
+    }
+
+    /// The largest log's cost, and whose it is.
+    pub(super) fn largest_stream(&self) -> Option<(usize, StreamId)> {
+        self.streams.iter().map(|(id, stream)| (stream.log.cost(), *id)).max()
+    }
+
+    /// Frees memory of one log.
+    pub(super) fn evict(&mut self, wires: &mut Wires, id: StreamId, down_to: usize) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            let before = stream.log.cost();
+            stream.log.evict_to(down_to);
+            wires.log_bytes = wires.log_bytes + stream.log.cost() - before;
+        }
+    }
+}
+
+impl Tenant {
+    /// A finished command's output has been kept long enough; the command
+    /// itself stays listed.
+    pub(super) fn drop_output(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        let streams: Vec<StreamId> = command.streams.iter().map(|(_, stream)| *stream).collect();
+        for stream in streams {
+            self.drop_stream(wires, stream);
+        }
+    }
+}

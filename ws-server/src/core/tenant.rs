@@ -1,0 +1,57 @@
+//! Everything of one tenant. Nothing in here can name anything outside.
+
+use std::collections::HashMap;
+
+use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, StreamId, TenantId};
+use trunkline_protocol::message::Target;
+use trunkline_protocol::roster::Ledger;
+
+use super::agents::Agent;
+use super::commands::Command;
+use super::dashboards::Dashboard;
+use super::link::LinkId;
+use super::streams::Stream;
+use super::wires::Wires;
+
+#[derive(Debug)]
+pub(super) struct Tenant {
+    pub(super) id: TenantId,
+    pub(super) ledger: Ledger,
+    /// Dashboards that have read the whole roster and are to be woken by the
+    /// next change.
+    pub(super) followers: Vec<LinkId>,
+    pub(super) agents: HashMap<AgentId, Agent>,
+    pub(super) commands: HashMap<CommandId, Command>,
+    pub(super) streams: HashMap<StreamId, Stream>,
+    pub(super) dashboards: HashMap<DashboardId, Dashboard>,
+    /// Who reads the terminals of a target.
+    pub(super) interests: HashMap<Target, Vec<LinkId>>,
+    /// The place of the next command in its queue.
+    pub(super) order: u64,
+}
+
+impl Tenant {
+    pub(super) fn new(id: TenantId, wires: &Wires) -> Self {
+        Self {
+            id,
+            ledger: Ledger::new(wires.hub),
+            followers: Vec::new(),
+            agents: HashMap::new(),
+            commands: HashMap::new(),
+            streams: HashMap::new(),
+            dashboards: HashMap::new(),
+            interests: HashMap::new(),
+            order: 0,
+        }
+    }
+
+    /// Tells everyone who follows the roster that it has changed.
+    pub(super) fn wake_followers(&mut self, wires: &mut Wires) {
+        for id in std::mem::take(&mut self.followers) {
+            if let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) {
+                dashboard.follows = false;
+                wires.wake(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What the parts of the core share: the links, the deadlines, the effects
+//! that wait for the shell, and the time of the present input.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use trunkline_protocol::close::CloseCode;
+use trunkline_protocol::codec::{self, Rules};
+use trunkline_protocol::frame::{Close, Frame};
+use trunkline_protocol::ids::{CommandId, HubInstance, QueueEpoch, TenantId};
+use trunkline_protocol::limits::Limits;
+use trunkline_protocol::message::{Direction, Envelope};
+use trunkline_protocol::time::Now;
+
+use super::deadlines::{Deadlines, Due};
+use super::link::{Closing, Link, LinkId, State};
+use crate::hooks::{Credentials, QueueChange};
+
+/// What the shell is to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Something waits for this link: ask [`Core::transmit`](super::Core::transmit).
+    Wake(LinkId),
+    /// Ask the authenticator, then say [`Core::handle_authenticated`](super::Core::handle_authenticated).
+    Authenticate {
+        /// Who asks.
+        link: LinkId,
+        /// What it shows.
+        credentials: Credentials,
+    },
+    /// Ask the queue, then say [`Core::handle_stored`](super::Core::handle_stored).
+    Store {
+        /// Whose command.
+        tenant: TenantId,
+        /// Which command.
+        command: CommandId,
+        /// The change.
+        change: QueueChange,
+    },
+    /// Tell the queue; nobody waits for the answer.
+    Forget(QueueChange),
+}
+
+#[derive(Debug)]
+pub(super) struct Wires {
+    pub(super) now: Now,
+    pub(super) limits: Limits,
+    pub(super) rules: Rules,
+    pub(super) hub: HubInstance,
+    pub(super) epoch: QueueEpoch,
+    pub(super) draining: bool,
+    pub(super) links: HashMap<LinkId, Link>,
+    pub(super) deadlines: Deadlines,
+    pub(super) effects: VecDeque<Effect>,
+    /// Links closed from this side since the last input: their peers are to
+    /// be told apart from the living.
+    pub(super) closed: Vec<(LinkId, State)>,
+    /// Memory of all logs of all tenants.
+    pub(super) log_bytes: usize,
+}
+
+impl Wires {
+    pub(super) fn at(&self, after: Duration) -> Duration {
+        self.now.monotonic + after
+    }
+
+    pub(super) fn in_time(&mut self, due: Due, after: Duration) {
+        let at = self.at(after);
+        self.deadlines.set(due, at);
+    }
+
+    /// Tells the shell, once, that something waits for a link.
+    pub(super) fn wake(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id)
+            && !link.awake
+        {
+            link.awake = true;
+            self.effects.push_back(Effect::Wake(id));
+        }
+    }
+
+    /// Puts a control frame at the end of a link's line. A peer that lets too
+    /// many of them wait is closed: it does not read.
+    pub(super) fn send_frame(&mut self, id: LinkId, frame: Frame) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if link.closing.is_some() {
+            return;
+        }
+        link.push(frame);
+        if link.control_bytes() > self.limits.control_bytes_max {
+            self.close(id, Close::new(CloseCode::Lagging, "too many messages wait for this link"));
+            return;
+        }
+        self.wake(id);
+    }
+
+    pub(super) fn send<M: Direction>(&mut self, id: LinkId, message: M) {
+        let envelope = Envelope { id: None, ts: Some(self.now.wall_ms), message };
+        self.send_frame(id, codec::encode(&envelope));
+    }
+
+    /// Ends a link from this side: what it was is over at once, its last
+    /// words still go out.
+    pub(super) fn close(&mut self, id: LinkId, close: Close) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if matches!(link.closing, Some(Closing::Now(_) | Closing::Said)) {
+            return;
+        }
+        link.closing = Some(Closing::Now(close));
+        let state = std::mem::replace(&mut link.state, State::Closed);
+        self.closed.push((id, state));
+        self.deadlines.cancel(&Due::Greeting(id));
+        self.deadlines.cancel(&Due::Beat(id));
+        self.deadlines.cancel(&Due::Credentials(id));
+        self.wake(id);
+    }
+}

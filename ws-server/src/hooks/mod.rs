@@ -1,0 +1,14 @@
+//! What an embedder plugs in. Each hook has a default, and a page that says
+//! when it is called and what it must keep.
+
+mod authenticator;
+mod queue;
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub use authenticator::{Anyone, AuthError, Authenticator, Credentials, Identity, Role, TokenTable};
+pub use queue::{CommandQueue, MemoryQueue, QueueChange, QueueError, StoredCommand};
+
+/// A boxed future, so that hooks are object-safe.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

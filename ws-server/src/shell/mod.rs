@@ -1,0 +1,230 @@
+//! The only place that waits: tasks, timers and the core's effects.
+//!
+//! One mutex guards the core. Every task takes it for the length of one input
+//! or one transmit, never across an await; effects are taken out before it is
+//! released, wakes are given at once, hooks are asked after.
+
+mod clock;
+mod link;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use trunkline_protocol::ids::{CommandId, TenantId};
+use trunkline_protocol::time::Now;
+
+use self::clock::Clock;
+pub(crate) use self::link::run_link;
+use self::link::WakeUp;
+use crate::core::{Core, Effect, LinkId};
+use crate::hooks::{AuthError, Authenticator, CommandQueue, Credentials, QueueChange, QueueError};
+
+pub(crate) struct Shared {
+    inside: Mutex<Inside>,
+    clock: Clock,
+    /// The first deadline has moved forward.
+    rearm: Notify,
+    /// A link has ended.
+    pub(crate) ended: Notify,
+    authenticator: Arc<dyn Authenticator>,
+    queue: Arc<dyn CommandQueue>,
+    hook_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+}
+
+struct Inside {
+    core: Core,
+    links: HashMap<LinkId, Arc<WakeUp>>,
+    next: u64,
+    /// The deadline that the timer waits for.
+    armed: Option<Duration>,
+    stopped: bool,
+}
+
+/// Questions to hooks, asked outside the lock.
+enum Ask {
+    Authenticate(LinkId, Credentials),
+    Store(TenantId, CommandId, QueueChange),
+    Forget(QueueChange),
+}
+
+impl Shared {
+    pub(crate) fn new(
+        core: impl FnOnce(Now) -> Core,
+        authenticator: Arc<dyn Authenticator>,
+        queue: Arc<dyn CommandQueue>,
+        hook_timeout: Duration,
+        close_timeout: Duration,
+    ) -> Arc<Self> {
+        let clock = Clock::start();
+        let core = core(clock.now());
+        Arc::new(Self {
+            inside: Mutex::new(Inside {
+                core,
+                links: HashMap::new(),
+                next: 0,
+                armed: None,
+                stopped: false,
+            }),
+            clock,
+            rearm: Notify::new(),
+            ended: Notify::new(),
+            authenticator,
+            queue,
+            hook_timeout,
+            close_timeout,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        // A panic in the core is a bug, and is reported as one by its task;
+        // the other links go on.
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the core an input, and does what it asks for.
+    pub(crate) fn input<T>(self: &Arc<Self>, input: impl FnOnce(&mut Core, Now) -> T) -> T {
+        let now = self.clock.now();
+        let mut asks = Vec::new();
+        let mut inside = self.lock();
+        let result = input(&mut inside.core, now);
+        while let Some(effect) = inside.core.poll_effect() {
+            match effect {
+                Effect::Wake(id) => {
+                    if let Some(link) = inside.links.get(&id) {
+                        link.wake();
+                    }
+                }
+                Effect::Authenticate { link, credentials } => {
+                    asks.push(Ask::Authenticate(link, credentials));
+                }
+                Effect::Store { tenant, command, change } => {
+                    asks.push(Ask::Store(tenant, command, change));
+                }
+                Effect::Forget(change) => asks.push(Ask::Forget(change)),
+            }
+        }
+        let deadline = inside.core.deadline();
+        let sooner = match (deadline, inside.armed) {
+            (Some(new), Some(armed)) => new < armed,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if sooner {
+            inside.armed = deadline;
+        }
+        drop(inside);
+        if sooner {
+            self.rearm.notify_one();
+        }
+        for ask in asks {
+            self.ask(ask);
+        }
+        result
+    }
+
+    fn ask(self: &Arc<Self>, ask: Ask) {
+        let shared = Arc::clone(self);
+        let limit = self.hook_timeout;
+        match ask {
+            Ask::Authenticate(link, credentials) => {
+                tokio::spawn(async move {
+                    let answer = shared.authenticator.authenticate(&credentials);
+                    let answer = tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| {
+                        Err(AuthError::Unavailable("the authenticator took too long".into()))
+                    });
+                    shared.input(|core, now| core.handle_authenticated(link, answer, now));
+                });
+            }
+            Ask::Store(tenant, command, change) => {
+                tokio::spawn(async move {
+                    let stored = shared.store(&change, limit).await;
+                    shared.input(|core, now| core.handle_stored(&tenant, command, stored, now));
+                });
+            }
+            Ask::Forget(change) => {
+                tokio::spawn(async move {
+                    if let Err(error) = shared.store(&change, limit).await {
+                        tracing::warn!(target: "trunkline::hub", %error, "queue failed to forget");
+                    }
+                });
+            }
+        }
+    }
+
+    async fn store(&self, change: &QueueChange, limit: Duration) -> Result<(), QueueError> {
+        let slow = |_| Err(QueueError("took too long".into()));
+        tokio::time::timeout(limit, self.queue.apply(change)).await.unwrap_or_else(slow)
+    }
+
+    /// Makes room for a link; `None` once the hub was dropped.
+    fn register(&self) -> Option<(LinkId, Arc<WakeUp>)> {
+        let mut inside = self.lock();
+        if inside.stopped {
+            return None;
+        }
+        inside.next += 1;
+        let id = LinkId(inside.next);
+        let wake = Arc::new(WakeUp::default());
+        inside.links.insert(id, Arc::clone(&wake));
+        Some((id, wake))
+    }
+
+    fn release(self: &Arc<Self>, id: LinkId) {
+        let mut inside = self.lock();
+        inside.links.remove(&id);
+        drop(inside);
+        self.input(|core, now| core.handle_lost(id, now));
+        self.ended.notify_waiters();
+    }
+
+    /// Whether the hub takes nothing new any more.
+    pub(crate) fn is_draining(&self) -> bool {
+        let inside = self.lock();
+        inside.stopped || inside.core.is_draining()
+    }
+
+    /// Links that are up or ending.
+    pub(crate) fn links(&self) -> usize {
+        self.lock().links.len()
+    }
+
+    /// Ends every link at once, without a word to anybody.
+    pub(crate) fn stop(&self) {
+        let mut inside = self.lock();
+        inside.stopped = true;
+        for link in inside.links.values() {
+            link.stop();
+        }
+        drop(inside);
+        self.rearm.notify_one();
+    }
+
+    /// Calls the core when a deadline has come, until the hub is dropped.
+    pub(crate) async fn run_timer(self: Arc<Self>) {
+        loop {
+            let rearm = self.rearm.notified();
+            let deadline = {
+                let mut inside = self.lock();
+                if inside.stopped {
+                    return;
+                }
+                inside.armed = inside.core.deadline();
+                inside.armed
+            };
+            match deadline {
+                Some(at) => {
+                    tokio::select! {
+                        () = self.clock.sleep_until(at) => {
+                            self.input(Core::handle_timeout);
+                        }
+                        () = rearm => {}
+                    }
+                }
+                None => rearm.await,
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Transports: bytes to frames, and nothing else.
+
+mod guard;
+mod memory;
+mod websocket;
+
+use std::io;
+
+use trunkline_protocol::close::CloseCode;
+use trunkline_protocol::frame::Close;
+
+pub use self::memory::MemoryLink;
+pub(crate) use self::memory::pair;
+pub(crate) use self::websocket::accept;
+
+/// A peer broke the rules of its transport: not lost, but to be told and
+/// closed. Travels inside an [`io::Error`].
+///
+/// A transport of your own may return it, through
+/// [`into_error`](Self::into_error), from its stream.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Violation(pub Close);
+
+impl Violation {
+    /// A violation with this code and reason.
+    pub fn new(code: CloseCode, reason: &str) -> Self {
+        Self(Close::new(code, reason))
+    }
+
+    /// As the error of a transport.
+    pub fn into_error(self) -> io::Error {
+        io::Error::other(self)
+    }
+
+    pub(crate) fn of(error: &io::Error) -> Option<Close> {
+        error.get_ref()?.downcast_ref::<Self>().map(|violation| violation.0.clone())
+    }
+}
