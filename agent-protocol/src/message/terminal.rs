@@ -124,6 +124,7 @@ fn check_offset(offset: u64, len: usize) -> Result<(), &'static str> {
 /// `terminal:gap`: a hole in a stream, named. An agent sends it for what its
 /// tail lost; the hub sends it for what a reader will not get.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawGap")]
 pub struct TerminalGap {
     /// The stream.
     pub stream: StreamId,
@@ -133,6 +134,27 @@ pub struct TerminalGap {
     pub to: u64,
     /// Why.
     pub reason: GapReason,
+}
+
+#[derive(Deserialize)]
+struct RawGap {
+    stream: StreamId,
+    from: u64,
+    to: u64,
+    reason: GapReason,
+}
+
+impl TryFrom<RawGap> for TerminalGap {
+    type Error = &'static str;
+
+    fn try_from(raw: RawGap) -> Result<Self, &'static str> {
+        let RawGap { stream, from, to, reason } = raw;
+        if to <= from {
+            return Err("to: must be greater than from");
+        }
+        check_offset(to, 0).map_err(|_| "to: must not pass 2^63 - 1")?;
+        Ok(Self { stream, from, to, reason })
+    }
 }
 
 /// `terminal:opened`: a stream that a subscription covers, announced before

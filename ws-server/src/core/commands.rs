@@ -115,6 +115,11 @@ impl Command {
         self.streams.last().map(|(_, stream)| *stream)
     }
 
+    /// The final length of its output, once it has ended.
+    pub(super) fn end(&self) -> Option<u64> {
+        self.ending.as_ref().filter(|_| self.is_final()).map(|ending| ending.end.end)
+    }
+
     fn state(&self) -> CommandState {
         let ending = self.ending.as_ref().filter(|_| self.is_final());
         CommandState {
@@ -661,7 +666,12 @@ impl Tenant {
         if !self.commands.contains_key(&id) {
             self.adopt(wires, agent, instance, held);
         }
-        let Some(command) = self.commands.get_mut(&id) else { return };
+        let Some(command) = self.commands.get_mut(&id) else {
+            // Listed without a word on what it was: nobody can do anything with it.
+            let settled = CommandSettled { command: id, attempt: held.attempt };
+            wires.send(link, HubToAgent::Settled(settled));
+            return;
+        };
         if command.attempt > held.attempt && command.stage != Stage::Queued {
             // A later attempt is out: this one is to end, whatever it does.
             let stop = CommandInterrupt { command: id, attempt: Some(held.attempt), grace_ms: None };

@@ -26,6 +26,8 @@ pub(super) struct Stream {
     pub(super) attempt: u32,
     pub(super) agent: AgentId,
     pub(super) log: Log,
+    /// What the log was last known to cost, as counted in all logs together.
+    counted: usize,
     /// The agent may send up to here.
     allowed: u64,
     /// What the agent was last told.
@@ -81,6 +83,13 @@ impl Stream {
 }
 
 impl Stream {
+    /// Brings the sum of all logs up to date with what this one costs now.
+    fn count(&mut self, log_bytes: &mut usize) {
+        let cost = self.log.cost();
+        *log_bytes = *log_bytes - self.counted + cost;
+        self.counted = cost;
+    }
+
     pub(super) fn forget_reader(&mut self, link: LinkId) {
         self.waiting.retain(|waiting| *waiting != link);
     }
@@ -113,8 +122,9 @@ impl Tenant {
                 from => Log::new_after_loss(stream, from, GapReason::HubLoss),
             };
             let allowed = from.saturating_add(wires.limits.grant_bytes);
-            let opened = Stream {
+            let mut opened = Stream {
                 command,
+                counted: 0,
                 attempt,
                 agent: agent.clone(),
                 told: TerminalTaken { stream, stored: from, allowed },
@@ -123,7 +133,7 @@ impl Tenant {
                 telling: false,
                 waiting: Vec::new(),
             };
-            wires.log_bytes += opened.log.cost();
+            opened.count(&mut wires.log_bytes);
             self.streams.insert(stream, opened);
             self.announce(wires, stream, &Target::Command(command));
             self.announce(wires, stream, &Target::Agent(agent.clone()));
@@ -196,13 +206,11 @@ impl Tenant {
             wires.close(link, Close::new(CloseCode::BeyondGrant, "more output than was granted"));
             return;
         }
-        let before = stream.log.cost();
         match stream.log.append(header.offset, header.channel, data) {
             Ok(0) => {}
             Ok(_) => {
                 stream.log.evict_to(wires.limits.log_bytes_per_stream);
-                let after = stream.log.cost();
-                wires.log_bytes = wires.log_bytes + after - before;
+                stream.count(&mut wires.log_bytes);
                 self.wake_readers(wires, header.stream);
                 self.grant(wires, header.stream);
             }
@@ -220,13 +228,12 @@ impl Tenant {
         let Some(stream) = self.streams.get_mut(&gap.stream).filter(|s| s.agent == *agent) else {
             return;
         };
-        if gap.from > stream.log.end() || gap.to > stream.allowed.max(i64::MAX as u64) {
+        if gap.from > stream.log.end() {
             return;
         }
-        let before = stream.log.cost();
         if stream.log.skip(gap.to, gap.reason).is_some() {
             stream.allowed = stream.allowed.max(gap.to);
-            wires.log_bytes = wires.log_bytes + stream.log.cost() - before;
+            stream.count(&mut wires.log_bytes);
             self.wake_readers(wires, gap.stream);
             self.grant(wires, gap.stream);
         }
@@ -299,10 +306,18 @@ impl Tenant {
         }
     }
 
+    /// The agent's streams that may still grow here: those of commands that
+    /// have not ended, and those that ended with output still under way.
     pub(super) fn live_streams(&self, agent: &AgentId) -> Vec<StreamId> {
-        let held = self.agents.get(agent).map(|agent| &agent.held);
-        let commands = held.into_iter().flatten().filter_map(|id| self.commands.get(id));
-        commands.filter_map(super::commands::Command::stream).collect()
+        let Some(agent) = self.agents.get(agent) else { return Vec::new() };
+        let commands = agent.held.iter().chain(&agent.finished);
+        let commands = commands.filter_map(|id| self.commands.get(id));
+        let live = commands.filter_map(|command| {
+            let id = command.stream()?;
+            let log = &self.streams.get(&id)?.log;
+            command.end().is_none_or(|end| log.end() < end).then_some(id)
+        });
+        live.collect()
     }
 
     fn tell(&mut self, wires: &mut Wires, agent: &AgentId, id: StreamId) {
@@ -414,6 +429,8 @@ impl Tenant {
         bytes: usize,
     ) -> bool {
         let behind_max = wires.limits.newest_bytes_behind;
+        let stream_bytes_max = wires.limits.log_bytes_per_stream;
+        let log_bytes = &mut wires.log_bytes;
         let Some(link) = wires.links.get_mut(&id) else { return false };
         let binary = link.binary;
         let State::Dashboard(dashboard) = &mut link.state else { return false };
@@ -437,28 +454,34 @@ impl Tenant {
                 continue;
             };
             // As long as nothing else has its turn, this stream goes on.
-            loop {
+            let next = loop {
                 match stream.step(reader, binary, behind_max) {
                     Step::Frame(frame) => {
                         left = left.saturating_sub(frame.len());
                         into.push(frame);
                         if left == 0 || !dashboard.turn.is_empty() {
-                            dashboard.turn.push_back(stream_id);
-                            break;
+                            break Some(Wait::Turn);
                         }
                     }
-                    Step::Wait(wait) => {
-                        reader.wait = wait;
-                        if wait == Wait::Output {
-                            stream.waiting.push(id);
-                        }
-                        break;
-                    }
-                    Step::Lost => {
-                        lost = true;
-                        break;
+                    Step::Wait(wait) => break Some(wait),
+                    Step::Lost => break None,
+                }
+            };
+            if !binary {
+                // The log keeps the texts it made, within its bound.
+                stream.log.evict_to(stream_bytes_max);
+                stream.count(log_bytes);
+            }
+            match next {
+                Some(wait) => {
+                    reader.wait = wait;
+                    match wait {
+                        Wait::Turn => dashboard.turn.push_back(stream_id),
+                        Wait::Output => stream.waiting.push(id),
+                        Wait::Window => {}
                     }
                 }
+                None => lost = true,
             }
         }
         let more = !dashboard.turn.is_empty() || self.ledger.has_news(&dashboard.cursor);
@@ -473,7 +496,7 @@ impl Tenant {
     /// Drops a stream's log. Who has not read it all is told what is gone.
     pub(super) fn drop_stream(&mut self, wires: &mut Wires, id: StreamId) {
         let Some(stream) = self.streams.remove(&id) else { return };
-        wires.log_bytes -= stream.log.cost();
+        wires.log_bytes -= stream.counted;
         let end = stream.log.end();
         let links: Vec<LinkId> = self.dashboards.values().filter_map(|d| d.link).collect();
         for link in links {
@@ -496,9 +519,8 @@ impl Tenant {
     /// Frees memory of one log.
     pub(super) fn evict(&mut self, wires: &mut Wires, id: StreamId, down_to: usize) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            let before = stream.log.cost();
             stream.log.evict_to(down_to);
-            wires.log_bytes = wires.log_bytes + stream.log.cost() - before;
+            stream.count(&mut wires.log_bytes);
         }
     }
 }
