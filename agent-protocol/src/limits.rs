@@ -24,7 +24,7 @@ pub struct Limits {
     /// Longest `data` of one terminal message. 16 KiB, so that control never
     /// waits longer than one of these takes to write.
     pub chunk_bytes_max: usize,
-    /// Deepest nesting of JSON. 32.
+    /// Deepest nesting of JSON, a message's envelope being the first level. 32.
     pub json_depth_max: u32,
     /// Most members and elements in one JSON message, all levels together:
     /// bounds the memory that parsing may take to a small multiple of the

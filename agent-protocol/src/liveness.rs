@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_busy_link_sends_no_pings() {
-        let mut link = Liveness::new(2 * S, 5 * S, 0 * S);
+        let mut link = Liveness::new(2 * S, 5 * S, Duration::ZERO);
         for second in 1..100 {
             link.handle_heard(second * S);
             link.handle_said(second * S);
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn silence_is_pinged_and_then_dead() {
-        let mut link = Liveness::new(2 * S, 5 * S, 0 * S);
+        let mut link = Liveness::new(2 * S, 5 * S, Duration::ZERO);
         assert_eq!(link.deadline(), 2 * S);
         assert_eq!(link.poll(2 * S), Due::Ping(1));
         assert_eq!(link.poll(4 * S), Due::Ping(2));
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_pong_measures_its_own_ping_only() {
-        let mut link = Liveness::new(2 * S, 60 * S, 0 * S);
+        let mut link = Liveness::new(2 * S, 60 * S, Duration::ZERO);
         link.poll(2 * S);
         link.poll(4 * S);
         link.handle_pong(1, 5 * S);

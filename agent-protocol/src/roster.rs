@@ -198,7 +198,7 @@ enum Key {
     Queue(AgentId),
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 enum Value {
     Agent(AgentState),
     Command(CommandState),
@@ -310,6 +310,10 @@ impl Ledger {
     }
 
     fn put(&mut self, key: Key, value: Value) {
+        let listed = self.at.get(&key).and_then(|at| self.entries.get(at));
+        if listed.is_some_and(|entry| entry.value == value) {
+            return;
+        }
         self.revision += 1;
         if let Some(old) = self.at.insert(key.clone(), self.revision) {
             self.entries.remove(&old);
@@ -364,13 +368,11 @@ impl Ledger {
             queues: Vec::new(),
         };
         let mut bytes = 0;
-        let mut entries = 0;
-        for (&revision, entry) in self.entries.range(cursor.read + 1..) {
+        for (entries, (&revision, entry)) in self.entries.range(cursor.read + 1..).enumerate() {
             if entries >= PAGE_ENTRIES || bytes >= PAGE_BYTES {
                 list.complete = false;
                 break;
             }
-            entries += 1;
             cursor.read = revision;
             list.at.revision = revision;
             match &entry.value {
@@ -465,7 +467,7 @@ mod tests {
         CommandState {
             command: CommandId::from_u128(id.into()),
             agent: "a1".parse().unwrap(),
-            status: if id % 2 == 0 { CommandStatus::Queued } else { CommandStatus::Completed },
+            status: if id.is_multiple_of(2) { CommandStatus::Queued } else { CommandStatus::Completed },
             attempt: 0,
             title: "ls".into(),
             priority: Priority::Normal,

@@ -26,6 +26,9 @@ use crate::message::{
 /// Latest time accepted in `ts`: the end of the year 9999.
 pub const TS_MAX: u64 = 253_402_300_799_999;
 
+/// Longest path of a field before its last name, in bytes.
+const PATH_BYTES_MAX: usize = 200;
+
 /// The bounds that decoding keeps.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -33,9 +36,10 @@ pub struct Rules {
     pub message_bytes_max: usize,
     /// Longest terminal data, in bytes.
     pub chunk_bytes_max: usize,
-    /// Deepest nesting.
+    /// Deepest nesting of a message, its envelope being the first level.
     pub json_depth_max: u32,
-    /// Most elements and members in one message.
+    /// Most elements and members in the payload of one message, all levels
+    /// together; as many in its envelope, where the payload counts as one.
     pub json_items_max: u32,
     /// Most messages in a batch.
     pub batch_messages_max: u32,
@@ -60,8 +64,8 @@ impl Rules {
 }
 
 /// Why a message could not be understood: the field, and the rule it breaks.
-/// Neither repeats what the peer sent, but for the name of an unknown field,
-/// cut to 64 printable characters.
+/// Neither repeats what the peer sent, but for names of fields, cut to 64
+/// characters of printable ASCII.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError {
     /// Path of the field, if it is about one: `payload.spec.run`.
@@ -92,6 +96,9 @@ impl DecodeError {
     fn from_json(error: &serde_json::Error, innermost_first: &[String]) -> Self {
         let mut path = String::new();
         for segment in innermost_first.iter().rev() {
+            if path.len() + segment.len() > PATH_BYTES_MAX {
+                break;
+            }
             if !path.is_empty() && !segment.starts_with('[') {
                 path.push('.');
             }
@@ -107,7 +114,7 @@ impl DecodeError {
             if !path.is_empty() {
                 path.push('.');
             }
-            path.extend(name.chars().filter(|c| !c.is_control()).take(64));
+            path.extend(printable(name));
         };
         let quoted = |prefix: &str| {
             text.strip_prefix(prefix).map(|rest| match rest.rsplit_once("`, expected") {
@@ -124,6 +131,8 @@ impl DecodeError {
         } else if let Some(name) = quoted("duplicate field `") {
             push(&name);
             "must not stand twice".into()
+        } else if text.starts_with("unknown variant `") {
+            "is not a word here".into()
         } else if let Some((_, expected)) =
             text.strip_prefix("invalid ").and_then(|rest| rest.rsplit_once(", expected "))
         {
@@ -138,6 +147,11 @@ impl DecodeError {
         };
         Self { field: (!path.is_empty()).then_some(path), rule }
     }
+}
+
+/// What may be repeated of a name that a peer chose.
+fn printable(name: &str) -> impl Iterator<Item = char> {
+    name.chars().take(64).map(|c| if c.is_ascii_graphic() { c } else { '?' })
 }
 
 fn is_field_name(text: &str) -> bool {
@@ -201,7 +215,9 @@ impl<'a> Payload<'a> {
     /// Reads it as a `T`. No payload is read as an empty object.
     pub(crate) fn read<T: Deserialize<'a>>(self) -> Result<T, DecodeError> {
         let text = self.raw.map_or("{}", RawValue::get);
+        // The envelope is the first level of nesting.
         let budget = self.rules.budget();
+        let budget = Budget { depth_max: budget.depth_max.saturating_sub(1), ..budget };
         strict::from_slice(text.as_bytes(), budget).map_err(|e| e.within("payload"))
     }
 }
@@ -313,9 +329,9 @@ fn read_message<M: Direction>(
             return Err(Invalid { id: outer.id, error });
         }
     };
-    let too_long =
-        message.as_output().is_some_and(|output| output.data.len() > rules.chunk_bytes_max);
-    if too_long {
+    let output = message.as_output().map(|output| &output.data);
+    let data = output.or(message.as_input().map(|input| &input.data));
+    if data.is_some_and(|data| data.len() > rules.chunk_bytes_max) {
         let error = DecodeError::field("payload.data", "is longer than chunk_bytes_max");
         return Err(Invalid { id: outer.id, error });
     }

@@ -16,7 +16,7 @@ use serde::de::{
 };
 use serde::{Deserialize, forward_to_deserialize_any};
 
-use super::DecodeError;
+use super::{DecodeError, printable};
 
 /// What parsing one message may take.
 #[derive(Debug, Clone, Copy)]
@@ -256,13 +256,15 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, A::Error> {
-        self.track.count()?;
         let seed = Wrapped { inner: seed, track: self.track, depth: self.depth };
         let element = self.inner.next_element_seed(seed).inspect_err(|_| {
             self.track.note(|| format!("[{}]", self.index));
-        });
-        self.index += 1;
-        element
+        })?;
+        if element.is_some() {
+            self.index += 1;
+            self.track.count()?;
+        }
+        Ok(element)
     }
 }
 
@@ -280,9 +282,12 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, A> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, A::Error> {
-        self.track.count()?;
         self.key.clear();
-        self.inner.next_key_seed(Keep { inner: seed, key: &mut self.key })
+        let key = self.inner.next_key_seed(Keep { inner: seed, key: &mut self.key })?;
+        if key.is_some() {
+            self.track.count()?;
+        }
+        Ok(key)
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, A::Error> {
@@ -339,7 +344,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Wrapped<'_, A> {
     }
 }
 
-/// Reads a key and keeps up to 64 bytes of it for the path.
+/// Reads a key and keeps what may be repeated of it for the path.
 struct Keep<'k, T> {
     inner: T,
     key: &'k mut String,
@@ -347,8 +352,7 @@ struct Keep<'k, T> {
 
 impl<T> Keep<'_, T> {
     fn keep(self, key: &str) -> T {
-        let printable = |c: &char| !c.is_control();
-        self.key.extend(key.chars().take(64).filter(printable));
+        self.key.extend(printable(key));
         self.inner
     }
 }

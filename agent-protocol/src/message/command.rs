@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::bound;
 use super::open::{closed_words, open_words};
 use super::terminal::TerminalSize;
 use crate::ids::{AgentId, CommandId, StreamId};
@@ -202,11 +203,21 @@ impl Run {
 pub struct CommandSpec {
     /// What to run.
     pub run: Run,
-    /// Directory to run in; the agent's own by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Directory to run in, not empty and without NUL; the agent's own by
+    /// default.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bound::cwd"
+    )]
     pub cwd: Option<String>,
-    /// Environment variables to add. At most 256.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Environment variables to add. At most 256, without NUL; a name is not
+    /// empty and has no `=`.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "bound::env::<256, _>"
+    )]
     pub env: BTreeMap<String, String>,
     /// Run in a pseudo-terminal of this size; without one, with pipes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -323,16 +334,26 @@ pub struct CommandEnd {
     /// Signal number, if a signal ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why it could not be run, for people. At most 1,024 characters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Why it could not be run, for people. At most 1,024 characters; a
+    /// longer text is cut when it is sent.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bound::text::<1024, _>",
+        serialize_with = "bound::cut_text::<1024, _>"
+    )]
     pub error: Option<String>,
     /// The stream's final length in bytes: nobody is done before having read
     /// up to here or having been told of a gap.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bound::offset")]
     pub end: u64,
     /// `sha256:` and 64 hex digits over all bytes of the stream, so that a
-    /// reader without gaps can audit itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// reader without gaps can audit itself. At most 128 characters.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bound::line::<128, _>"
+    )]
     pub digest: Option<String>,
 }
 
@@ -343,7 +364,9 @@ pub struct CommandComplete {
     pub command: CommandId,
     /// Which attempt.
     pub attempt: u32,
-    /// `completed`, `failed`, `interrupted`, `timed_out` or `unknown`.
+    /// `completed`, `failed`, `interrupted`, `timed_out` or `unknown`; never a
+    /// status that is not final.
+    #[serde(deserialize_with = "bound::final_status")]
     pub status: CommandStatus,
     /// How.
     pub end: CommandEnd,
@@ -383,13 +406,34 @@ pub struct HeldCommand {
 /// What a returning agent still has of a stream: `from` inclusive, `to`
 /// exclusive, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawHeldStream")]
 pub struct HeldStream {
     /// Which stream.
     pub stream: StreamId,
     /// The oldest byte it has.
     pub from: u64,
-    /// Its length so far.
+    /// Its length so far; not below `from`.
     pub to: u64,
+}
+
+#[derive(Deserialize)]
+struct RawHeldStream {
+    stream: StreamId,
+    #[serde(deserialize_with = "bound::offset")]
+    from: u64,
+    #[serde(deserialize_with = "bound::offset")]
+    to: u64,
+}
+
+impl TryFrom<RawHeldStream> for HeldStream {
+    type Error = &'static str;
+
+    fn try_from(raw: RawHeldStream) -> Result<Self, &'static str> {
+        if raw.to < raw.from {
+            return Err("to: must not be below from");
+        }
+        Ok(Self { stream: raw.stream, from: raw.from, to: raw.to })
+    }
 }
 
 open_words! {

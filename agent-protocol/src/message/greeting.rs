@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::bound;
 use super::command::HeldCommand;
 use super::open::open_words;
 use super::roster::RosterPosition;
@@ -62,6 +63,7 @@ open_words! {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AgentConnect {
     /// Protocol versions offered, in order of preference. At most 16.
+    #[serde(deserialize_with = "bound::list::<16, _, _>")]
     pub protocols: Vec<u32>,
     /// The id it proposes.
     pub agent: AgentId,
@@ -74,10 +76,14 @@ pub struct AgentConnect {
     #[serde(default)]
     pub about: AgentAbout,
     /// How many commands it runs at a time. At least 1.
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "bound::slots")]
     pub slots: u32,
-    /// Features offered.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Features offered. At most 64.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bound::list::<64, _, _>"
+    )]
     pub features: Vec<Feature>,
     /// Every command it still holds: accepted, running, or ended and not yet
     /// settled, and ended ones whose output it still has.
@@ -89,20 +95,41 @@ fn one() -> u32 {
     1
 }
 
-/// What an agent says about itself; shown to people, decides nothing.
+/// What an agent says about itself; shown to people, decides nothing. Texts
+/// are single lines; what is longer than allowed is cut when it is sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentAbout {
-    /// What sort of agent: `shell`, `coder`, … At most 64 bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What sort of agent: `shell`, `coder`, … At most 64 characters.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bound::line::<64, _>",
+        serialize_with = "bound::cut_line::<64, _>"
+    )]
     pub kind: Option<String>,
-    /// Version of the program.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Version of the program. At most 64 characters.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bound::line::<64, _>",
+        serialize_with = "bound::cut_line::<64, _>"
+    )]
     pub version: Option<String>,
-    /// The machine it runs on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The machine it runs on. At most 255 characters.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bound::line::<255, _>",
+        serialize_with = "bound::cut_line::<255, _>"
+    )]
     pub host: Option<String>,
-    /// Free words about what it can do. At most 64.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Free words about what it can do. At most 64, of 64 characters each.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bound::lines::<64, 64, _>",
+        serialize_with = "bound::cut_lines::<64, 64, _>"
+    )]
     pub capabilities: Vec<String>,
 }
 
@@ -110,6 +137,7 @@ pub struct AgentAbout {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DashboardConnect {
     /// Protocol versions offered, in order of preference. At most 16.
+    #[serde(deserialize_with = "bound::list::<16, _, _>")]
     pub protocols: Vec<u32>,
     /// This dashboard process. Without one the hub mints it; only a dashboard
     /// that brings its own is recognised after a reconnect.
@@ -118,8 +146,12 @@ pub struct DashboardConnect {
     /// Credentials, unless they came in a header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
-    /// Features offered.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Features offered. At most 64.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bound::list::<64, _, _>"
+    )]
     pub features: Vec<Feature>,
     /// What it already knows.
     #[serde(default)]
@@ -161,12 +193,41 @@ pub struct ConnectionAck {
 
 /// Who the hub says the peer is: `{"agent":"…"}` or `{"dashboard":"…"}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "RawPeer", into = "RawPeer")]
 pub enum Peer {
     /// An agent, under this id.
     Agent(AgentId),
     /// A dashboard, under this id.
     Dashboard(DashboardId),
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawPeer {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agent: Option<AgentId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dashboard: Option<DashboardId>,
+}
+
+impl TryFrom<RawPeer> for Peer {
+    type Error = &'static str;
+
+    fn try_from(raw: RawPeer) -> Result<Self, &'static str> {
+        match (raw.agent, raw.dashboard) {
+            (Some(agent), None) => Ok(Self::Agent(agent)),
+            (None, Some(dashboard)) => Ok(Self::Dashboard(dashboard)),
+            _ => Err("exactly one of agent and dashboard is required"),
+        }
+    }
+}
+
+impl From<Peer> for RawPeer {
+    fn from(peer: Peer) -> Self {
+        match peer {
+            Peer::Agent(agent) => Self { agent: Some(agent), dashboard: None },
+            Peer::Dashboard(dashboard) => Self { agent: None, dashboard: Some(dashboard) },
+        }
+    }
 }
 
 /// Limits that a peer has to know. The hub's own are in

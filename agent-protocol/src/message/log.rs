@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::bound;
 use super::open::open_words;
 use crate::ids::StreamId;
 
@@ -35,8 +36,12 @@ pub struct LogRecord {
     pub target: String,
     /// What.
     pub message: String,
-    /// Details.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Details. At most 64.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "bound::map::<64, _, _, _>"
+    )]
     pub fields: BTreeMap<String, String>,
 }
 
@@ -46,7 +51,9 @@ pub struct LogBatch {
     /// The sender's log; another process has another.
     pub stream: StreamId,
     /// The number of the first record, counted from 0.
+    #[serde(deserialize_with = "bound::offset")]
     pub offset: u64,
     /// The records. At most 256.
+    #[serde(deserialize_with = "bound::list::<256, _, _>")]
     pub records: Vec<LogRecord>,
 }

@@ -6,6 +6,7 @@
 //! golden vectors and the tests are driven by that list.
 
 mod answer;
+mod bound;
 mod command;
 mod greeting;
 mod log;
@@ -75,6 +76,11 @@ pub trait Direction: Sized {
         None
     }
 
+    /// The message as terminal input.
+    fn as_input(&self) -> Option<&TerminalInput> {
+        None
+    }
+
     /// Terminal output as a message, in the directions that have it.
     fn from_output(_output: TerminalOutput) -> Option<Self> {
         None
@@ -101,6 +107,7 @@ macro_rules! direction {
             $($kind:literal => $variant:ident($payload:ty),)+
         }
         $(output: $output:ident)?
+        $(input: $input:ident)?
     ) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq)]
@@ -140,6 +147,15 @@ macro_rules! direction {
 
                 fn from_output(output: TerminalOutput) -> Option<Self> {
                     Some(Self::$output(output))
+                }
+            )?
+
+            $(
+                fn as_input(&self) -> Option<&TerminalInput> {
+                    match self {
+                        Self::$input(input) => Some(input),
+                        _ => None, // only terminal input is that
+                    }
                 }
             )?
         }
@@ -194,6 +210,7 @@ direction! {
         "auth:refresh-success" => RefreshSuccess(RefreshSuccess),
         "auth:refresh-failed" => RefreshFailed(RefreshFailed),
     }
+    input: Input
 }
 
 direction! {
@@ -214,6 +231,7 @@ direction! {
         "auth:refresh-token" => RefreshToken(RefreshToken),
         "error" => Error(Refusal),
     }
+    input: Input
 }
 
 direction! {

@@ -13,7 +13,7 @@ macro_rules! open_words {
         #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub enum $name {
             $($(#[$vdoc])* $variant,)+
-            /// A word from a newer version, at most 64 bytes.
+            /// A word from a newer version: 1 to 64 characters `A-Z a-z 0-9 . _ : -`.
             Other(Box<str>),
         }
 
@@ -120,8 +120,10 @@ pub(crate) use {closed_words, open_words};
 pub(crate) const WORD_BYTES_MAX: usize = 64;
 
 pub(crate) fn other_word<E: serde::de::Error>(word: &str) -> Result<Box<str>, E> {
-    if word.len() > WORD_BYTES_MAX {
-        return Err(E::custom("a word has at most 64 bytes"));
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+    if (1..=WORD_BYTES_MAX).contains(&word.len()) && word.bytes().all(allowed) {
+        Ok(word.into())
+    } else {
+        Err(E::custom("a word has 1 to 64 of the characters A-Z a-z 0-9 . _ : -"))
     }
-    Ok(word.into())
 }

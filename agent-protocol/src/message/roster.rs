@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::bound;
 use super::command::{CommandEnd, CommandStatus, InterruptStage, Priority};
 use super::greeting::AgentAbout;
 use super::open::closed_words;
@@ -107,11 +108,24 @@ pub struct AgentState {
 /// `agent:status` from the agent: its latest figures. Only the newest counts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AgentReport {
-    /// Figures by name: `load`, `memory_bytes`, … At most 64.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Figures by name: `load`, `memory_bytes`, … At most 64; a name has 1 to
+    /// 64 characters of the alphabet of ids. One that is not finite is not
+    /// sent.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "bound::figures::<64, _>",
+        serialize_with = "bound::finite_figures"
+    )]
     pub figures: BTreeMap<String, f64>,
-    /// One line for people, at most 200 characters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// One line for people, at most 200 characters; a longer one is cut when
+    /// it is sent.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bound::line::<200, _>",
+        serialize_with = "bound::cut_line::<200, _>"
+    )]
     pub note: Option<String>,
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::bound;
 use super::open::closed_words;
 use crate::ids::{AgentId, CommandId, StreamId};
 
@@ -121,7 +122,11 @@ struct RawSubscription {
     lag: Lag,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     window_bytes: Option<u64>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "bound::positions::<1024, _>"
+    )]
     positions: BTreeMap<StreamId, u64>,
 }
 
@@ -132,9 +137,6 @@ impl TryFrom<RawSubscription> for TerminalSubscription {
         let target = RawTarget { agent: raw.agent, command: raw.command }.try_into()?;
         if raw.window_bytes == Some(0) {
             return Err("window_bytes: must not be 0");
-        }
-        if raw.positions.len() > 1024 {
-            return Err("positions: at most 1024");
         }
         Ok(Self {
             target,

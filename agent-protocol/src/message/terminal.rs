@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::bound;
 use super::open::{closed_words, open_words};
 use super::text;
 use crate::ids::{AgentId, CommandId, DashboardId, StreamId};
@@ -170,9 +171,11 @@ pub struct TerminalOpened {
     /// The agent that runs it.
     pub agent: AgentId,
     /// Where this link goes on reading.
+    #[serde(deserialize_with = "bound::offset")]
     pub from: u64,
     /// Everything below this offset is replay: history, not what happens now.
     /// Nothing may answer a terminal query found there.
+    #[serde(deserialize_with = "bound::offset")]
     pub live_from: u64,
 }
 
@@ -183,6 +186,7 @@ pub struct TerminalShown {
     /// The stream.
     pub stream: StreamId,
     /// Every byte below this offset has been shown or deliberately skipped.
+    #[serde(deserialize_with = "bound::offset")]
     pub offset: u64,
 }
 
@@ -193,8 +197,10 @@ pub struct TerminalTaken {
     /// The stream.
     pub stream: StreamId,
     /// The hub holds everything below (or has been told that it is lost).
+    #[serde(deserialize_with = "bound::offset")]
     pub stored: u64,
     /// The agent may send up to here, exclusive.
+    #[serde(deserialize_with = "bound::offset")]
     pub allowed: u64,
 }
 
@@ -254,6 +260,7 @@ pub struct TerminalInputTaken {
     /// Whose input.
     pub writer: DashboardId,
     /// Everything below this offset was handed to the program.
+    #[serde(deserialize_with = "bound::offset")]
     pub offset: u64,
     /// Whether the writer must go on from here whatever it sent already:
     /// the agent is back after a lost link, or input skipped an offset.
