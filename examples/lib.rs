@@ -1,1 +1,70 @@
-//! What the examples share.
+//! What the examples share: a clock, a log, and words for people.
+
+mod colours;
+
+pub use colours::Colours;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use trunkline_client::protocol::ids::CommandId;
+use trunkline_client::protocol::message::{CommandState, CommandStatus};
+
+/// The present moment. An example is a shell, and this is its one clock.
+#[expect(clippy::disallowed_methods, reason = "the one place where the examples read the clock")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Waits, for what only time brings: an outage that is to last a while.
+pub async fn pause(time: Duration) {
+    sleep_until(now() + time).await;
+}
+
+/// Sends the libraries' log to standard error: what `RUST_LOG` asks for
+/// (`RUST_LOG=trunkline=debug`), otherwise `default`.
+pub fn log_to_stderr(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
+
+/// Text from elsewhere, safe to print: a title or an error must not move the
+/// cursor.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{b7}' } else { c }).collect()
+}
+
+/// The end of a command's id, where its randomness is: enough for people.
+pub fn short(command: CommandId) -> String {
+    let id = command.to_string();
+    id[id.len() - 8..].to_owned() // a UUID is 36 ASCII characters
+}
+
+/// How far a command is, or how it ended, in a few words.
+pub fn in_words(state: &CommandState) -> String {
+    let end = state.end.as_ref();
+    match (state.status, end.and_then(|e| e.exit_code), end.and_then(|e| e.signal)) {
+        (CommandStatus::Completed, Some(0), _) => "completed".to_owned(),
+        (status, Some(code), _) => format!("{status}, exit code {code}"),
+        (status, None, Some(signal)) => format!("{status}, by signal {signal}"),
+        (status, None, None) => match end.and_then(|e| e.error.as_deref()) {
+            Some(error) => format!("{status}: {}", printable(error)),
+            None => status.to_string(),
+        },
+    }
+}
+
+/// A number of bytes, to three digits.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub fn bytes_in_words(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}

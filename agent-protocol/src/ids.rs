@@ -42,11 +42,7 @@ fn check_name(text: &str) -> Result<(), IdError> {
         return Err(IdError::TooLong);
     }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if text.bytes().all(allowed) {
-        Ok(())
-    } else {
-        Err(IdError::Character)
-    }
+    if text.bytes().all(allowed) { Ok(()) } else { Err(IdError::Character) }
 }
 
 struct Parsed<T>(std::marker::PhantomData<T>);

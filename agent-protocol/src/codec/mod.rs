@@ -155,7 +155,8 @@ fn printable(name: &str) -> impl Iterator<Item = char> {
 }
 
 fn is_field_name(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    !text.is_empty() && text.bytes().all(allowed)
 }
 
 fn expected_rule(expected: &str) -> Cow<'static, str> {

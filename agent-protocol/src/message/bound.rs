@@ -223,9 +223,8 @@ pub(super) fn figures<'de, const MAX: usize, D: Deserializer<'de>>(
 ) -> Result<BTreeMap<String, f64>, D::Error> {
     let figures: BTreeMap<String, f64> = map::<MAX, _, _, _>(from)?;
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let is_name = |name: &String| {
-        (1..=FIGURE_NAME_MAX).contains(&name.len()) && name.bytes().all(allowed)
-    };
+    let is_name =
+        |name: &String| (1..=FIGURE_NAME_MAX).contains(&name.len()) && name.bytes().all(allowed);
     if figures.keys().all(is_name) {
         Ok(figures)
     } else {

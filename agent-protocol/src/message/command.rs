@@ -94,7 +94,9 @@ impl CommandStatus {
                 Queued | Running | Completed | Failed | Interrupted | TimedOut | Expired | Unknown
             ),
             // Queued: only with `retry`, after the process that ran it is gone.
-            Running => matches!(next, Queued | Completed | Failed | Interrupted | TimedOut | Unknown),
+            Running => {
+                matches!(next, Queued | Completed | Failed | Interrupted | TimedOut | Unknown)
+            }
             Completed | Failed | Interrupted | TimedOut | Expired | Unknown => false,
         }
     }
@@ -205,11 +207,7 @@ pub struct CommandSpec {
     pub run: Run,
     /// Directory to run in, not empty and without NUL; the agent's own by
     /// default.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "bound::cwd"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "bound::cwd")]
     pub cwd: Option<String>,
     /// Environment variables to add. At most 256, without NUL; a name is not
     /// empty and has no `=`.

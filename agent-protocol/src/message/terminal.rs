@@ -103,7 +103,13 @@ impl TryFrom<OutputJson<'_>> for TerminalOutput {
 impl From<TerminalOutput> for OutputJson<'static> {
     fn from(output: TerminalOutput) -> Self {
         let (data, data_base64) = owned(&output.data);
-        Self { stream: output.stream, offset: output.offset, channel: output.channel, data, data_base64 }
+        Self {
+            stream: output.stream,
+            offset: output.offset,
+            channel: output.channel,
+            data,
+            data_base64,
+        }
     }
 }
 
@@ -247,7 +253,13 @@ impl TryFrom<InputJson<'_>> for TerminalInput {
 impl From<TerminalInput> for InputJson<'static> {
     fn from(input: TerminalInput) -> Self {
         let (data, data_base64) = owned(&input.data);
-        Self { command: input.command, writer: input.writer, offset: input.offset, data, data_base64 }
+        Self {
+            command: input.command,
+            writer: input.writer,
+            offset: input.offset,
+            data,
+            data_base64,
+        }
     }
 }
 

@@ -14,9 +14,10 @@ pub(super) fn decode(
 ) -> Result<Bytes, &'static str> {
     match (data, base64) {
         (Some(text), None) => Ok(Bytes::from(text.into_owned())),
-        (None, Some(text)) => {
-            STANDARD.decode(text.as_bytes()).map(Bytes::from).map_err(|_| "data_base64: must be padded base64")
-        }
+        (None, Some(text)) => STANDARD
+            .decode(text.as_bytes())
+            .map(Bytes::from)
+            .map_err(|_| "data_base64: must be padded base64"),
         (None, None) => Err("data: either data or data_base64 is required"),
         (Some(_), Some(_)) => Err("data: only one of data and data_base64 may be present"),
     }

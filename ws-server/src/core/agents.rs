@@ -27,6 +27,8 @@ pub(super) struct Agent {
     pub(super) seen: Option<Seen>,
     /// Commands that wait, next first.
     pub(super) queue: BTreeMap<(Priority, u64), CommandId>,
+    /// Commands that are being stored, to wait then.
+    pub(super) accepting: usize,
     /// Commands that take a slot: being leased, leased, running, settling.
     pub(super) held: BTreeSet<CommandId>,
     /// Finished commands still listed, oldest first.
@@ -213,7 +215,7 @@ impl Tenant {
             self.end_command(wires, command, CommandStatus::Unknown, None);
         }
         let Some(agent) = self.agents.get(id) else { return };
-        if !agent.held.is_empty() || !agent.queue.is_empty() {
+        if !agent.held.is_empty() || !agent.queue.is_empty() || agent.accepting > 0 {
             // What still waits has a time of its own; look again later.
             let retention = wires.limits.agent_retention;
             wires.in_time(Due::AgentRetention(self.id.clone(), id.clone()), retention);

@@ -13,21 +13,26 @@
 //!                           └────────── ending, stored ──────► Final ◄┘
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, InstanceId, RequestId, StreamId};
 use trunkline_protocol::message::{
     Accepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting,
     CommandRequest, CommandSettled, CommandStarted, CommandState, CommandStatus, EmergencyStop,
-    ErrorCode, HeldCommand, HubToAgent, InterruptStage, Priority, Refusal, TerminalSize,
+    ErrorCode, HeldCommand, HeldStream, HubToAgent, InterruptStage, Priority, Refusal, TerminalSize,
 };
 
+use super::agents::HELD_MAX;
 use super::deadlines::Due;
 use super::link::LinkId;
 use super::tenant::Tenant;
 use super::wires::{Effect, Wires};
 use crate::hooks::{QueueChange, QueueError, StoredCommand};
+
+/// Streams of one command that are taken from an agent's list, one for each
+/// attempt.
+const STREAMS_MAX: usize = 64;
 
 /// How long after a failed write to the queue it is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
@@ -158,6 +163,15 @@ impl Command {
         }
     }
 
+    /// Whether the stream that an agent lists may be one of this command's:
+    /// an attempt has one, and the attempts that are remembered are few.
+    pub(super) fn has_room_for(&self, held: &HeldCommand) -> bool {
+        let listed = held.stream.map(|listed| listed.stream);
+        self.streams.iter().any(|(_, known)| Some(*known) == listed)
+            || (self.streams.len() < STREAMS_MAX
+                && self.streams.iter().all(|(attempt, _)| *attempt != held.attempt))
+    }
+
     fn key(&self) -> (Priority, u64) {
         (self.request.priority, self.order)
     }
@@ -200,7 +214,7 @@ impl Tenant {
         check_spec(&request, wires)?;
         let full = self.agents.len() >= wires.limits.agents_max;
         let waiting = match self.agents.get(&request.agent) {
-            Some(agent) => agent.queue.len(),
+            Some(agent) => agent.queue.len() + agent.accepting,
             None if full => {
                 return Err(Refusal::new(ErrorCode::LimitReached, "too many agents"));
             }
@@ -209,7 +223,7 @@ impl Tenant {
         if waiting >= wires.limits.queue_per_agent {
             return Err(Refusal::new(ErrorCode::QueueFull, "the agent's queue is full"));
         }
-        self.agents.entry(request.agent.clone()).or_default();
+        self.agents.entry(request.agent.clone()).or_default().accepting += 1;
         let within = request.deliver_within_ms.map(Duration::from_millis);
         let within = within.unwrap_or(wires.limits.deliver_within);
         let command = Command {
@@ -278,8 +292,8 @@ impl Tenant {
             let of_agent = |agents: &Vec<AgentId>| agents.contains(&command.request.agent);
             command.ending.is_none() && stop.agents.as_ref().is_none_or(of_agent)
         };
-        let all: Vec<CommandId> =
-            self.commands.iter().filter(|(_, c)| hit(c)).map(|(id, _)| *id).collect();
+        let hits = self.commands.iter().filter(|(_, command)| hit(command));
+        let all: BTreeSet<CommandId> = hits.map(|(id, _)| *id).collect();
         for command in &all {
             let interrupt =
                 CommandInterrupt { command: *command, attempt: None, grace_ms: None };
@@ -321,7 +335,8 @@ impl Tenant {
             changed = true;
             agent.held.insert(next);
             command.stage = Stage::Leasing;
-            command.attempt += 1;
+            // An agent may have claimed any number for an attempt of its own.
+            command.attempt = command.attempt.saturating_add(1);
             command.instance = Some(instance);
             command.storing = Some(Storing::Lease);
             let attempt = command.attempt;
@@ -379,6 +394,11 @@ impl Tenant {
         let Some(storing) = command.storing.take() else { return };
         if let Err(error) = &result {
             tracing::warn!(target: "trunkline::hub", command = %id, ?storing, %error, "queue failed");
+        }
+        if storing == Storing::Accept
+            && let Some(agent) = self.agents.get_mut(&command.request.agent)
+        {
+            agent.accepting = agent.accepting.saturating_sub(1);
         }
         match (storing, result.is_ok()) {
             (Storing::Accept, true) => self.accepted(wires, id),
@@ -663,6 +683,17 @@ impl Tenant {
         {
             return; // it speaks of another agent's command
         }
+        let foreign = |listed: &HeldStream| {
+            self.streams.get(&listed.stream).is_some_and(|known| known.command != id)
+        };
+        let without_stream;
+        let held = if held.stream.as_ref().is_some_and(foreign) {
+            // Naming a stream gives no right to it.
+            without_stream = HeldCommand { stream: None, ..held.clone() };
+            &without_stream
+        } else {
+            held
+        };
         if !self.commands.contains_key(&id) {
             self.adopt(wires, agent, instance, held);
         }
@@ -745,6 +776,7 @@ impl Tenant {
         held: &HeldCommand,
     ) {
         let Some(spec) = held.spec.clone() else { return };
+        let holds = self.agents.get(agent).map_or(0, |agent| agent.held.len());
         let request = CommandRequest {
             command: held.command,
             agent: agent.clone(),
@@ -753,6 +785,10 @@ impl Tenant {
             deliver_within_ms: None,
             retry: false,
         };
+        // What it lists in one greeting is bounded; this bounds all of them.
+        if holds >= HELD_MAX || check_spec(&request, wires).is_err() {
+            return;
+        }
         let command = Command {
             requested_by: None,
             requested_at_ms: wires.now.wall_ms,

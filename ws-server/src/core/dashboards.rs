@@ -1,6 +1,6 @@
 //! Dashboards: their requests, each answered once, and what they read.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use trunkline_protocol::close::CloseCode;
@@ -21,12 +21,29 @@ use super::wires::Wires;
 /// How long a dashboard that left is remembered: its answers with it.
 const REMEMBERED: Duration = Duration::from_secs(15 * 60);
 
+/// Dashboards of a tenant that are remembered after they left; beyond that
+/// whoever left first is forgotten first. A request that such a one asks again
+/// is carried out again, which is harmless: every request names its effect.
+const REMEMBERED_MAX: usize = 4096;
+
+/// Answers remembered for all of those together. About 300 bytes each.
+const REMEMBERED_ANSWERS_MAX: usize = 32 * 1024;
+
+/// The dashboards that left, by when.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    by_time: BTreeSet<(Duration, DashboardId)>,
+    answers: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct Dashboard {
     subject: String,
     pub(super) link: Option<LinkId>,
     /// The latest answers, oldest first.
     answers: VecDeque<(RequestId, Frame)>,
+    /// Since when it is away, and with how many answers.
+    left: Option<(Duration, usize)>,
 }
 
 impl Tenant {
@@ -46,9 +63,14 @@ impl Tenant {
             if let Some(old) = known.link.replace(link) {
                 wires.close(old, Close::new(CloseCode::Superseded, "another link took over"));
             }
+            if let Some((since, answers)) = known.left.take() {
+                self.left.by_time.remove(&(since, id.clone()));
+                self.left.answers -= answers;
+            }
         } else {
             let subject = subject.to_owned();
-            let dashboard = Dashboard { subject, link: Some(link), answers: VecDeque::new() };
+            let answers = VecDeque::new();
+            let dashboard = Dashboard { subject, link: Some(link), answers, left: None };
             self.dashboards.insert(id.clone(), dashboard);
         }
         wires.deadlines.cancel(&Due::Dashboard(self.id.clone(), id.clone()));
@@ -75,8 +97,29 @@ impl Tenant {
             && known.link == Some(link)
         {
             known.link = None;
+            let since = wires.now.monotonic;
+            known.left = Some((since, known.answers.len()));
+            self.left.answers += known.answers.len();
+            self.left.by_time.insert((since, gone.dashboard.clone()));
             wires.in_time(Due::Dashboard(self.id.clone(), gone.dashboard.clone()), REMEMBERED);
+            while self.left.by_time.len() > REMEMBERED_MAX
+                || self.left.answers > REMEMBERED_ANSWERS_MAX
+            {
+                let Some((_, first)) = self.left.by_time.first() else { return };
+                let first = first.clone();
+                self.forget_dashboard(wires, &first);
+            }
         }
+    }
+
+    /// A dashboard has been away for long enough, or others need the room.
+    pub(super) fn forget_dashboard(&mut self, wires: &mut Wires, id: &DashboardId) {
+        let Some(left) = self.dashboards.get(id).and_then(|known| known.left) else { return };
+        let (since, answers) = left;
+        self.left.by_time.remove(&(since, id.clone()));
+        self.left.answers -= answers;
+        self.dashboards.remove(id);
+        wires.deadlines.cancel(&Due::Dashboard(self.id.clone(), id.clone()));
     }
 
     fn lose_interest(&mut self, target: &Target, link: LinkId) {

@@ -9,6 +9,10 @@ use trunkline_protocol::liveness::Liveness;
 use trunkline_protocol::message::{Greeting, Lag, Secret, Target, TerminalSubscription};
 use trunkline_protocol::roster;
 
+/// Memory of a waiting control frame beyond its content: its place in the line
+/// and the slack of its buffer.
+const FRAME_OVERHEAD_BYTES: usize = 160;
+
 /// Names a link for as long as the hub lives; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
@@ -123,13 +127,13 @@ impl Link {
     }
 
     pub(super) fn push(&mut self, frame: Frame) {
-        self.control_bytes += frame.len();
+        self.control_bytes += frame.len() + FRAME_OVERHEAD_BYTES;
         self.control.push_back(frame);
     }
 
     pub(super) fn pop(&mut self) -> Option<Frame> {
         let frame = self.control.pop_front()?;
-        self.control_bytes -= frame.len();
+        self.control_bytes -= frame.len() + FRAME_OVERHEAD_BYTES;
         if self.control.is_empty() {
             // An idle link keeps no buffer.
             self.control = VecDeque::new();
@@ -158,8 +162,14 @@ impl Link {
         }
     }
 
+    /// Memory of the control frames that wait.
     pub(super) fn control_bytes(&self) -> usize {
         self.control_bytes
+    }
+
+    /// Whether nothing follows but the last words.
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.closing, Some(Closing::Now(_) | Closing::Said))
     }
 
     pub(super) fn dashboard(&mut self) -> Option<&mut DashboardLink> {

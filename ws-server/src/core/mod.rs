@@ -26,7 +26,7 @@ mod streams;
 mod tenant;
 mod wires;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -123,6 +123,12 @@ impl Core {
     /// Links that are up, greeted or not.
     pub fn links(&self) -> usize {
         self.wires.links.len()
+    }
+
+    /// Whether a link is closed from this side, and only its last words are
+    /// still to go out: a shell gives them a bounded time.
+    pub fn is_closing(&self, id: LinkId) -> bool {
+        self.wires.links.get(&id).is_some_and(Link::is_closing)
     }
 
     /// Whether [`handle_drain`](Self::handle_drain) was called.
@@ -534,7 +540,10 @@ impl Core {
                 tenant.handle_output(wires, id, agent, &header, &output.data);
                 self.bound_logs();
             }
-            AgentToHub::Gap(gap) => tenant.handle_gap(wires, agent, gap),
+            AgentToHub::Gap(gap) => {
+                tenant.handle_gap(wires, id, agent, gap);
+                self.bound_logs();
+            }
             AgentToHub::InputTaken(taken) => tenant.handle_input_taken(wires, agent, taken),
             AgentToHub::Log(_) => {
                 let refusal = Refusal::new(ErrorCode::Unsupported, "this hub takes no forwarded logs");
@@ -761,7 +770,7 @@ impl Core {
             }
             Due::Dashboard(id, dashboard) => {
                 if let Some(tenant) = tenants.get_mut(&id) {
-                    tenant.dashboards.remove(&dashboard);
+                    tenant.forget_dashboard(wires, &dashboard);
                 }
             }
         }
@@ -805,7 +814,8 @@ impl Core {
     pub fn handle_drain(&mut self, spread: Duration, now: Now) {
         self.wires.now = now;
         self.wires.draining = true;
-        let ids: Vec<LinkId> = self.wires.links.keys().copied().collect();
+        // In order, so that a seed draws the same hints for the same links.
+        let ids: BTreeSet<LinkId> = self.wires.links.keys().copied().collect();
         for id in ids {
             let close = self.restart_hint(spread);
             let timeout = self.wires.limits.close_timeout;

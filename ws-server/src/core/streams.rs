@@ -1,6 +1,7 @@
 //! Stream logs: filled by one agent, read by any number of cursors, and the
 //! grants that hold an agent to what the hub takes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -174,7 +175,8 @@ impl Tenant {
                 // Its command is stored as ended here, but its output is gone
                 // (or never was): take it again if the command is listed.
                 let known = self.commands.get_mut(&held.command);
-                if let Some(command) = known.filter(|c| c.request.agent == *agent) {
+                let known = known.filter(|c| c.request.agent == *agent && c.has_room_for(held));
+                if let Some(command) = known {
                     if !command.streams.iter().any(|(_, id)| *id == listed.stream) {
                         command.streams.push((held.attempt, listed.stream));
                     }
@@ -224,15 +226,28 @@ impl Tenant {
     }
 
     /// The agent lost bytes and says which.
-    pub(super) fn handle_gap(&mut self, wires: &mut Wires, agent: &AgentId, gap: TerminalGap) {
+    pub(super) fn handle_gap(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        agent: &AgentId,
+        gap: TerminalGap,
+    ) {
         let Some(stream) = self.streams.get_mut(&gap.stream).filter(|s| s.agent == *agent) else {
+            let refusal = Refusal::new(ErrorCode::NotFound, "no such stream");
+            wires.send(link, HubToAgent::Error(refusal.field("payload.stream")));
             return;
         };
         if gap.from > stream.log.end() {
+            let message = format!("from: must not be beyond {}", stream.log.end());
+            let refusal = Refusal::new(ErrorCode::InvalidMessage, message);
+            wires.send(link, HubToAgent::Error(refusal.field("payload.from")));
             return;
         }
         if stream.log.skip(gap.to, gap.reason).is_some() {
             stream.allowed = stream.allowed.max(gap.to);
+            // The name of a hole is memory, too.
+            stream.log.evict_to(wires.limits.log_bytes_per_stream);
             stream.count(&mut wires.log_bytes);
             self.wake_readers(wires, gap.stream);
             self.grant(wires, gap.stream);
@@ -498,7 +513,7 @@ impl Tenant {
         let Some(stream) = self.streams.remove(&id) else { return };
         wires.log_bytes -= stream.counted;
         let end = stream.log.end();
-        let links: Vec<LinkId> = self.dashboards.values().filter_map(|d| d.link).collect();
+        let links: BTreeSet<LinkId> = self.dashboards.values().filter_map(|d| d.link).collect();
         for link in links {
             let Some(dashboard) = wires.links.get_mut(&link).and_then(|l| l.dashboard()) else {
                 continue;

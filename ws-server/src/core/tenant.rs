@@ -8,7 +8,7 @@ use trunkline_protocol::roster::Ledger;
 
 use super::agents::Agent;
 use super::commands::Command;
-use super::dashboards::Dashboard;
+use super::dashboards::{Dashboard, Left};
 use super::link::LinkId;
 use super::streams::Stream;
 use super::wires::Wires;
@@ -24,6 +24,7 @@ pub(super) struct Tenant {
     pub(super) commands: HashMap<CommandId, Command>,
     pub(super) streams: HashMap<StreamId, Stream>,
     pub(super) dashboards: HashMap<DashboardId, Dashboard>,
+    pub(super) left: Left,
     /// Who reads the terminals of a target.
     pub(super) interests: HashMap<Target, Vec<LinkId>>,
     /// The place of the next command in its queue.
@@ -40,6 +41,7 @@ impl Tenant {
             commands: HashMap::new(),
             streams: HashMap::new(),
             dashboards: HashMap::new(),
+            left: Left::default(),
             interests: HashMap::new(),
             order: 0,
         }

@@ -103,7 +103,7 @@ impl Wires {
     /// words still go out.
     pub(super) fn close(&mut self, id: LinkId, close: Close) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        if matches!(link.closing, Some(Closing::Now(_) | Closing::Said)) {
+        if link.is_closing() {
             return;
         }
         link.closing = Some(Closing::Now(close));
@@ -112,6 +112,9 @@ impl Wires {
         self.deadlines.cancel(&Due::Greeting(id));
         self.deadlines.cancel(&Due::Beat(id));
         self.deadlines.cancel(&Due::Credentials(id));
-        self.wake(id);
+        // Said even if something waits already: a link whose peer takes
+        // nothing must hear that its time runs out.
+        link.awake = true;
+        self.effects.push_back(Effect::Wake(id));
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
-use futures_util::{Sink, Stream, StreamExt as _};
+use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use trunkline_protocol::frame::Frame;
 use trunkline_protocol::message::Secret;
 
@@ -62,13 +62,11 @@ impl WakeUp {
         self.wake();
     }
 
-    /// Whether it was woken since the last look; if not, it will be later.
+    /// Whether it was woken since the last look. Whatever the answer, the task
+    /// is woken by what comes next: waking used up its waker, so that is
+    /// registered anew before looking.
     fn poll(&self, cx: &Context<'_>) -> bool {
-        if self.pending.swap(false, Ordering::AcqRel) {
-            return true;
-        }
         self.waker.register(cx.waker());
-        // It may have been woken before the waker was registered.
         self.pending.swap(false, Ordering::AcqRel)
     }
 }
@@ -86,7 +84,8 @@ impl Drop for Registered {
 }
 
 struct LinkTask<T> {
-    registered: Registered,
+    shared: Arc<Shared>,
+    id: LinkId,
     wake: Arc<WakeUp>,
     transport: T,
     inbox: Vec<Frame>,
@@ -95,14 +94,19 @@ struct LinkTask<T> {
     /// The core may have more than what was pulled.
     more: bool,
     unflushed: bool,
+    /// Whether what the peer says can still be understood.
     reading: bool,
+    /// The close was handed to the transport.
+    said_close: bool,
 }
 
 /// How the busy part of a link's life ended.
 enum Over {
     /// The peer is gone.
     Lost,
-    /// The close is in the outbox: some last words, then the end.
+    /// The peer has closed: it gets its close back.
+    Goodbye,
+    /// The hub closes: some last words, then the end.
     Closing,
 }
 
@@ -117,7 +121,8 @@ pub(crate) fn run_link<T: Transport>(
     let registered = Registered { shared: Arc::clone(shared), id };
     shared.input(|core, now| core.handle_opened(id, token, waited, now));
     let mut task = LinkTask {
-        registered,
+        shared: Arc::clone(shared),
+        id,
         wake,
         transport,
         inbox: Vec::new(),
@@ -126,13 +131,22 @@ pub(crate) fn run_link<T: Transport>(
         more: false,
         unflushed: false,
         reading: true,
+        said_close: false,
     };
     Some(async move {
         let over = std::future::poll_fn(|cx| task.poll(cx)).await;
-        if let Over::Closing = over {
-            let limit = task.registered.shared.close_timeout;
-            // Whether the last words arrive is up to the peer.
-            let _ = tokio::time::timeout(limit, task.last_words()).await;
+        let limit = task.shared.close_timeout;
+        // Whether the last words arrive is up to the peer, within that time.
+        match over {
+            Over::Lost => {}
+            Over::Goodbye => {
+                // For the hub it is gone now.
+                drop(registered);
+                let _ = tokio::time::timeout(limit, task.part()).await;
+            }
+            Over::Closing => {
+                let _ = tokio::time::timeout(limit, task.last_words()).await;
+            }
         }
     })
 }
@@ -140,16 +154,22 @@ pub(crate) fn run_link<T: Transport>(
 impl<T: Transport> LinkTask<T> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
-            let Ok(more_to_read) = self.poll_read(cx) else { return Poll::Ready(Over::Lost) };
-            if self.wake.poll(cx) {
-                self.more = true;
-            }
+            let more_to_read = match self.poll_read(cx) {
+                Ok(more) => more,
+                Err(over) => return Poll::Ready(over),
+            };
+            let woken = self.wake.poll(cx);
+            self.more |= woken;
             if self.wake.stopped.load(Ordering::Acquire) {
                 return Poll::Ready(Over::Lost);
             }
             match self.poll_write(cx) {
                 Err(_) => return Poll::Ready(Over::Lost),
                 Ok(Wrote::Close) => return Poll::Ready(Over::Closing),
+                // The close stands behind what the peer does not take.
+                Ok(Wrote::All) if woken && !self.outbox.is_empty() && self.is_closing() => {
+                    return Poll::Ready(Over::Closing);
+                }
                 Ok(Wrote::Round) => {}
                 Ok(Wrote::All) if more_to_read => {}
                 Ok(Wrote::All) => return Poll::Pending,
@@ -159,9 +179,9 @@ impl<T: Transport> LinkTask<T> {
 
     /// Takes what has arrived and gives it to the core, under one lock.
     /// Returns whether there may be more.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, Over> {
         let mut violation = None;
-        let mut lost = None;
+        let mut over = None;
         let mut more = false;
         while self.reading {
             if self.inbox.len() >= INBOX_FRAMES {
@@ -170,24 +190,28 @@ impl<T: Transport> LinkTask<T> {
             }
             match self.transport.poll_next_unpin(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Some(Ok(Frame::Close(_))) | None) => {
-                    lost = Some(io::ErrorKind::UnexpectedEof.into());
+                Poll::Ready(Some(Ok(Frame::Close(_)))) => {
+                    over = Some(Over::Goodbye);
                     break;
                 }
                 Poll::Ready(Some(Ok(frame))) => self.inbox.push(frame),
                 Poll::Ready(Some(Err(error))) => {
-                    match Violation::of(&error) {
-                        Some(close) => violation = Some(close),
-                        None => lost = Some(error),
+                    violation = Violation::of(&error);
+                    if violation.is_none() {
+                        over = Some(Over::Lost);
                     }
                     self.reading = false;
+                }
+                Poll::Ready(None) => {
+                    over = Some(Over::Lost);
+                    break;
                 }
             }
         }
         if !self.inbox.is_empty() || violation.is_some() {
-            let id = self.registered.id;
+            let id = self.id;
             let inbox = &mut self.inbox;
-            self.registered.shared.input(|core, now| {
+            self.shared.input(|core, now| {
                 for frame in inbox.drain(..) {
                     core.handle_frame(id, &frame, now);
                 }
@@ -198,7 +222,11 @@ impl<T: Transport> LinkTask<T> {
             // An idle link keeps no buffer.
             self.inbox = Vec::new();
         }
-        lost.map_or(Ok(more), Err)
+        over.map_or(Ok(more), Err)
+    }
+
+    fn is_closing(&self) -> bool {
+        self.shared.input(|core, _| core.is_closing(self.id))
     }
 
     /// Writes what the core has, all with one flush.
@@ -214,15 +242,16 @@ impl<T: Transport> LinkTask<T> {
                 transport.as_mut().start_send(frame)?;
                 self.unflushed = true;
                 if last {
+                    self.said_close = true;
                     return Ok(Wrote::Close);
                 }
             }
             if !self.more {
                 break;
             }
-            let id = self.registered.id;
+            let id = self.id;
             let pulled = &mut self.pulled;
-            self.registered.shared.input(|core, now| core.transmit(id, now, pulled, OUTBOX_BYTES));
+            self.shared.input(|core, now| core.transmit(id, now, pulled, OUTBOX_BYTES));
             self.more = !self.pulled.is_empty();
             self.outbox.extend(self.pulled.drain(..));
         }
@@ -237,9 +266,35 @@ impl<T: Transport> LinkTask<T> {
         Ok(if self.more { Wrote::Round } else { Wrote::All })
     }
 
-    /// Gets the close out and waits for the peer's.
+    /// Gets the close out, behind all that waits, and hears the peer's.
     async fn last_words(&mut self) {
-        if futures_util::SinkExt::<Frame>::flush(&mut self.transport).await.is_ok() {
+        let said = std::future::poll_fn(|cx| {
+            while !self.said_close {
+                match self.poll_write(cx) {
+                    Ok(Wrote::Close | Wrote::Round) => {}
+                    Ok(Wrote::All) => return Poll::Pending,
+                    Err(_) => return Poll::Ready(false),
+                }
+            }
+            Poll::Ready(true)
+        });
+        if !said.await || self.transport.flush().await.is_err() {
+            return;
+        }
+        while self.reading {
+            match self.transport.next().await {
+                // It may have said more before it read the close.
+                Some(Ok(Frame::Text(_) | Frame::Binary(_))) => {}
+                Some(Ok(Frame::Close(_)) | Err(_)) => break,
+                None => return,
+            }
+        }
+        self.part().await;
+    }
+
+    /// Ends our direction and waits for the peer to end its own.
+    async fn part(&mut self) {
+        if self.transport.close().await.is_ok() {
             while let Some(Ok(_)) = self.transport.next().await {}
         }
     }
@@ -253,4 +308,37 @@ enum Wrote {
     Round,
     /// The close.
     Close,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Wake, Waker};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn every_wake_after_a_look_wakes_the_task() {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let cx = Context::from_waker(&waker);
+        let wake = WakeUp::default();
+        assert!(!wake.poll(&cx));
+        for round in 1..=3 {
+            wake.wake();
+            wake.wake();
+            assert_eq!(woken.0.load(Ordering::Relaxed), round);
+            assert!(wake.poll(&cx));
+        }
+        assert!(!wake.poll(&cx));
+    }
 }

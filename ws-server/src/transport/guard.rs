@@ -1,11 +1,10 @@
 //! A socket that counts: what a message may take in bytes and in time, below
 //! the WebSocket library, which bounds the size of messages but neither the
-//! number of their fragments nor how long they take.
+//! number of their fragments, nor how long they take, nor the control frames
+//! around them.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,33 +12,162 @@ use trunkline_protocol::close::CloseCode;
 
 use super::Violation;
 
-/// Bytes read since the last whole message, and how many may be.
+/// Longest frame header of RFC 6455 §5.2: two bytes, an extended length, a mask.
+const HEADER_BYTES_MAX: usize = 14;
+
+/// Follows the frames in the bytes as they are read.
+///
+/// ```text
+///   text fin=0 │ ping │ continue fin=0 │ continue fin=1 │ ping │ text fin=1
+///   └────────────── one message ──────────────────────┘ └alone┘ └─ another ─┘
+/// ```
+///
+/// What is *under way* is a message, from the first byte of its first frame to
+/// the last of its last, or a control frame that stands alone.
 #[derive(Debug)]
 pub(super) struct Meter {
-    read: AtomicUsize,
-    max: usize,
+    message_bytes_max: usize,
+    control_bytes_max: usize,
+    at: At,
+    /// Bytes of the message under way, its frame headers and the control
+    /// frames within it included.
+    message_bytes: Option<usize>,
+    /// Bytes of control frames since the last whole message.
+    control_bytes: usize,
+    /// Counts what was begun, so that one can be told from the next.
+    begun: u64,
+    /// A control frame is longer than RFC 6455 §5.5 allows.
+    is_control_too_long: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum At {
+    /// In a header, of which this much is known.
+    Header { bytes: [u8; HEADER_BYTES_MAX], len: usize },
+    /// In a payload.
+    Payload { left: u64, is_control: bool, is_last: bool },
+}
+
+impl At {
+    const START: Self = Self::Header { bytes: [0; HEADER_BYTES_MAX], len: 0 };
 }
 
 impl Meter {
-    pub(super) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { read: AtomicUsize::new(0), max })
+    /// `message_bytes_max` for one message with all that its frames take,
+    /// `control_bytes_max` for control frames between two messages.
+    pub(super) fn new(message_bytes_max: usize, control_bytes_max: usize) -> Self {
+        Self {
+            message_bytes_max,
+            control_bytes_max,
+            at: At::START,
+            message_bytes: None,
+            control_bytes: 0,
+            begun: 0,
+            is_control_too_long: false,
+        }
     }
 
-    /// A whole message was taken out.
-    pub(super) fn reset(&self) {
-        self.read.store(0, Ordering::Relaxed);
+    /// Names what is under way, if anything is: another number for another.
+    pub(super) fn under_way(&self) -> Option<u64> {
+        let between = self.message_bytes.is_none() && matches!(self.at, At::Header { len: 0, .. });
+        (!between).then_some(self.begun)
     }
 
-    /// Whether a message is under way.
-    pub(super) fn is_inside(&self) -> bool {
-        self.read.load(Ordering::Relaxed) > 0
+    /// Follows bytes that were read.
+    fn count(&mut self, mut read: &[u8]) {
+        while let Some(&next) = read.first() {
+            let taken = match &mut self.at {
+                At::Header { bytes, len } => {
+                    if *len == 0 {
+                        let is_control = next & 0x08 != 0;
+                        if self.message_bytes.is_none() {
+                            self.begun += 1;
+                            self.message_bytes = (!is_control).then_some(0);
+                        }
+                    }
+                    bytes[*len] = next;
+                    *len += 1;
+                    1
+                }
+                At::Payload { left, .. } => {
+                    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
+                    *left -= taken as u64;
+                    taken
+                }
+            };
+            read = &read[taken..];
+            let is_control = match self.at {
+                At::Header { bytes, .. } => bytes[0] & 0x08 != 0,
+                At::Payload { is_control, .. } => is_control,
+            };
+            if is_control {
+                self.control_bytes += taken;
+            }
+            if let Some(message) = &mut self.message_bytes {
+                *message += taken;
+            }
+            self.step();
+        }
     }
+
+    /// From a whole header to its payload, from a whole payload to the next
+    /// header.
+    fn step(&mut self) {
+        if let At::Header { bytes, len } = self.at
+            && let Some(left) = payload_bytes(&bytes[..len])
+        {
+            let is_control = bytes[0] & 0x08 != 0;
+            self.is_control_too_long |= is_control && left > 125;
+            self.at = At::Payload { left, is_control, is_last: bytes[0] & 0x80 != 0 };
+        }
+        if let At::Payload { left: 0, is_control, is_last } = self.at {
+            self.at = At::START;
+            if is_last && !is_control {
+                self.message_bytes = None;
+                self.control_bytes = 0;
+            }
+        }
+    }
+
+    fn violation(&self) -> Option<Violation> {
+        if self.is_control_too_long {
+            let why = "a control frame has at most 125 bytes";
+            return Some(Violation::new(CloseCode::Protocol, why));
+        }
+        if self.message_bytes.is_some_and(|bytes| bytes > self.message_bytes_max) {
+            return Some(Violation::new(CloseCode::TooBig, "a message takes too many bytes"));
+        }
+        if self.control_bytes > self.control_bytes_max {
+            let why = "too many control frames without a message";
+            return Some(Violation::new(CloseCode::Policy, why));
+        }
+        None
+    }
+}
+
+/// The length of the payload, once the header is whole.
+fn payload_bytes(header: &[u8]) -> Option<u64> {
+    let second = *header.get(1)?;
+    let (start, extended) = match second & 0x7f {
+        126 => (2, 2),
+        127 => (2, 8),
+        short => (0, usize::from(short)),
+    };
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    if start == 0 {
+        return (header.len() == 2 + mask).then_some(extended as u64);
+    }
+    if header.len() < start + extended + mask {
+        return None;
+    }
+    let length = &header[start..start + extended];
+    Some(length.iter().fold(0, |length, byte| length << 8 | u64::from(*byte)))
 }
 
 /// A socket under a [`Meter`].
 pub(super) struct Guarded<S> {
     pub(super) socket: S,
-    pub(super) meter: Arc<Meter>,
+    pub(super) meter: Meter,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
@@ -48,14 +176,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.meter.read.load(Ordering::Relaxed) > self.meter.max {
-            let violation = Violation::new(CloseCode::TooBig, "a message takes too many bytes");
+        if let Some(violation) = self.meter.violation() {
             return Poll::Ready(Err(violation.into_error()));
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.socket).poll_read(cx, buf);
-        let bytes = buf.filled().len() - before;
-        self.meter.read.fetch_add(bytes, Ordering::Relaxed);
+        self.meter.count(&buf.filled()[before..]);
         read
     }
 }
@@ -87,5 +213,87 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.socket.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A masked frame of `len` zero bytes.
+    fn frame(first: u8, len: usize) -> Vec<u8> {
+        let mut frame = match len {
+            0..126 => vec![first, 0x80 | u8::try_from(len).unwrap()],
+            126..0x1_0000 => {
+                let mut head = vec![first, 0x80 | 126];
+                head.extend(u16::try_from(len).unwrap().to_be_bytes());
+                head
+            }
+            _ => {
+                let mut head = vec![first, 0x80 | 127];
+                head.extend((len as u64).to_be_bytes());
+                head
+            }
+        };
+        frame.resize(frame.len() + 4 + len, 0);
+        frame
+    }
+
+    const PING: u8 = 0x89;
+    const TEXT: u8 = 0x81;
+    const TEXT_BEGINS: u8 = 0x01;
+    const GOES_ON: u8 = 0x00;
+    const ENDS: u8 = 0x80;
+
+    #[test]
+    fn what_is_under_way_does_not_depend_on_how_the_bytes_are_cut() {
+        for len in [0, 1, 125, 126, 200, 65_535, 65_536, 70_000] {
+            let mut bytes = frame(TEXT, len);
+            bytes.extend(frame(PING, 5));
+            bytes.extend(frame(TEXT_BEGINS, len));
+            bytes.extend(frame(PING, 0));
+            bytes.extend(frame(GOES_ON, 0));
+            bytes.extend(frame(ENDS, len));
+            for piece in [1, 3, 4096] {
+                let mut meter = Meter::new(1 << 20, 1 << 20);
+                for piece in bytes.chunks(piece) {
+                    assert!(meter.violation().is_none());
+                    meter.count(piece);
+                }
+                assert_eq!(meter.under_way(), None, "{len} in pieces of {piece}");
+                assert_eq!(meter.begun, 3);
+                meter.count(&frame(TEXT, 9)[..4]);
+                assert_eq!(meter.under_way(), Some(4));
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_and_control_frames_are_bounded_apart() {
+        let mut meter = Meter::new(100, 50);
+        meter.count(&frame(TEXT_BEGINS, 0));
+        for _ in 0..16 {
+            assert!(meter.violation().is_none());
+            meter.count(&frame(GOES_ON, 0));
+        }
+        assert_eq!(meter.violation().unwrap().0.code, CloseCode::TooBig);
+
+        let mut meter = Meter::new(100, 50);
+        for _ in 0..20 {
+            meter.count(&frame(PING, 34));
+            assert!(meter.violation().is_none(), "a message in between makes room");
+            meter.count(&frame(TEXT, 1));
+        }
+        meter.count(&frame(PING, 34));
+        meter.count(&frame(PING, 34));
+        assert_eq!(meter.violation().unwrap().0.code, CloseCode::Policy);
+    }
+
+    #[test]
+    fn an_absurd_length_is_only_a_number() {
+        let mut meter = Meter::new(100, 50);
+        meter.count(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+        meter.count(&[7; 20]);
+        assert!(meter.under_way().is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! Transports: bytes to frames, and nothing else.
 
 mod guard;
+mod handshake;
 mod memory;
 mod websocket;
 

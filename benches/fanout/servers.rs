@@ -1,0 +1,168 @@
+//! The servers, each in a process of its own: the hub, and two loops that do
+//! nothing but pass the agent's frames on.
+
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use trunkline_server::Hub;
+use trunkline_server::protocol::limits::Limits;
+
+use crate::wire::{self, Chunks, Result};
+
+/// Frames that the gathering loop takes at a time, at most.
+pub(crate) const GATHERED_FRAMES: usize = 64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The hub.
+    Hub,
+    /// One `write` per frame and socket.
+    Each,
+    /// One `write` per socket for all frames that are there.
+    Gathered,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Hub, Self::Each, Self::Gathered];
+
+    fn role(self) -> &'static str {
+        match self {
+            Self::Hub => "hub",
+            Self::Each => "each",
+            Self::Gathered => "gathered",
+        }
+    }
+}
+
+/// A server's process. It ends with this value, and by itself when the
+/// process that started it is gone.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    /// Starts `program` (a build of this benchmark) as a server.
+    pub(crate) fn start(
+        program: &Path,
+        kind: Kind,
+        dashboards: usize,
+        chunks: Chunks,
+        workers: usize,
+    ) -> Result<Self> {
+        let mut child = Command::new(program)
+            .args(["--serve", kind.role()])
+            .args([dashboards, chunks.bytes, workers].map(|number| number.to_string()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take();
+        let mut server = Self { child, address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) };
+        let mut line = String::new();
+        BufReader::new(stdout.ok_or("no stdout")?).read_line(&mut line)?;
+        server.address.set_port(line.trim().parse()?);
+        Ok(server)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The child's side of [`Server::start`]: serves until killed.
+pub(crate) fn serve(mut args: impl Iterator<Item = String>) -> Result<()> {
+    let role = args.next().ok_or("which server?")?;
+    let kind = Kind::ALL.into_iter().find(|kind| kind.role() == role).ok_or("no such server")?;
+    let mut number = || -> Result<usize> { Ok(args.next().ok_or("a number is missing")?.parse()?) };
+    let (dashboards, bytes, workers) = (number()?, number()?, number()?);
+    std::thread::spawn(|| {
+        // The other end of the pipe goes with the parent.
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    println!("{}", listener.local_addr()?.port());
+    match kind {
+        Kind::Hub => serve_hub(listener, workers),
+        Kind::Each => relay(&listener, dashboards, Chunks { bytes }, 1),
+        Kind::Gathered => relay(&listener, dashboards, Chunks { bytes }, GATHERED_FRAMES),
+    }
+}
+
+/// The hub as an application would run it, but for the agent's rate, and for
+/// heartbeats, which a busy link has none of.
+fn serve_hub(listener: TcpListener, workers: usize) -> Result<()> {
+    let never = Duration::from_secs(24 * 3600);
+    let limits = Limits {
+        terminal_bytes_per_second: 1 << 40,
+        agent_idle: never,
+        agent_timeout: never,
+        dashboard_idle: never,
+        dashboard_timeout: never,
+        ..Limits::default()
+    };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(workers).enable_all().build()?.block_on(async {
+        let hub = Hub::builder().limits(limits).start().await?;
+        listener.set_nonblocking(true)?;
+        // A task of its own: what runs in `block_on` is no worker's.
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(async move { hub.serve(listener).await }).await??;
+        Ok(())
+    })
+}
+
+/// Passes on what the agent writes, up to `frames` with one `write` per
+/// dashboard. Blocking, on one thread: nothing is cheaper that uses `write`.
+fn relay(listener: &TcpListener, dashboards: usize, chunks: Chunks, frames: usize) -> Result<()> {
+    let mut agent = welcome(listener)?;
+    let mut readers = Vec::new();
+    for _ in 0..dashboards {
+        readers.push(welcome(listener)?);
+    }
+    let frame_bytes = chunks.agent_frame_bytes();
+    let mut arrived = vec![0; GATHERED_FRAMES * frame_bytes];
+    let mut filled = 0;
+    let mut ready = Vec::new();
+    loop {
+        let read = agent.read(&mut arrived[filled..])?;
+        if read == 0 {
+            return Ok(());
+        }
+        filled += read;
+        let whole = filled - filled % frame_bytes;
+        for group in arrived[..whole].chunks(frames * frame_bytes) {
+            ready.clear();
+            for frame in group.chunks(frame_bytes) {
+                chunks.append_server_frame(frame, &mut ready);
+            }
+            for reader in &mut readers {
+                reader.write_all(&ready)?;
+            }
+        }
+        arrived.copy_within(whole..filled, 0);
+        filled -= whole;
+    }
+}
+
+/// Accepts a peer and its greeting.
+fn welcome(listener: &TcpListener) -> Result<TcpStream> {
+    let (mut socket, _) = listener.accept()?;
+    socket.set_nodelay(true)?;
+    wire::grant_handshake(&mut socket)?;
+    wire::skip_client_text(&mut socket)?;
+    socket.write_all(&wire::server_text(r#"{"type":"connection:ack"}"#)?)?;
+    Ok(socket)
+}

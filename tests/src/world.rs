@@ -1,0 +1,751 @@
+//! The clock, the cables, and everyone on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use trunkline_client::core::agent::{AgentCore, AgentSetup};
+use trunkline_client::core::dashboard::{DashboardCore, DashboardSetup, ReaderId, Reading};
+use trunkline_client::core::dialing::{ConnectionState, DialAction};
+use trunkline_protocol::close::CloseCode;
+use trunkline_protocol::frame::{Close, Frame};
+use trunkline_protocol::ids::{CommandId, HubInstance, QueueEpoch, RequestId, TenantId};
+use trunkline_protocol::limits::Limits;
+use trunkline_protocol::message::{
+    CommandInterrupt, CommandRequest, CommandSpec, CommandState, CommandStatus, DashboardToHub,
+    EmergencyStop, Priority, Run, Secret, Target,
+};
+use trunkline_protocol::roster::Roster;
+use trunkline_protocol::time::Now;
+use trunkline_server::core::{Core, Effect, LinkId, Setup};
+use trunkline_server::hooks::{QueueChange, QueueError};
+use trunkline_server::{AuthError, Identity, MemoryQueue, Role};
+
+use crate::agent::AgentNode;
+use crate::cable::Cable;
+use crate::dashboard::DashboardNode;
+
+/// Who is at the other end of a cable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    /// An agent, by number.
+    Agent(usize),
+    /// A dashboard, by number.
+    Dashboard(usize),
+}
+
+/// What a hub that starts again still knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// Its queue.
+    Kept,
+    /// Nothing.
+    Lost,
+}
+
+#[derive(Debug)]
+enum Event {
+    Dialed(Peer),
+    Authenticated(LinkId, Result<Identity, AuthError>),
+    Store(TenantId, CommandId, QueueChange),
+    Forget(QueueChange),
+    /// An end of a cable learns that it is gone.
+    Notice(u64, bool),
+}
+
+/// Everything.
+#[derive(Debug)]
+pub struct World {
+    /// For reports: the seed that it all came from.
+    pub seed: u64,
+    now: Duration,
+    rng: StdRng,
+    limits: Limits,
+    hub: Option<Core>,
+    queue: MemoryQueue,
+    awake: BTreeSet<LinkId>,
+    /// The simulated processes.
+    pub agents: Vec<AgentNode>,
+    /// The simulated views.
+    pub dashboards: Vec<DashboardNode>,
+    cables: BTreeMap<u64, Cable>,
+    agenda: BTreeMap<(Duration, u64), Event>,
+    serial: u64,
+    /// No new cable can be had by these.
+    unreachable: BTreeSet<Peer>,
+    /// How long a frame takes.
+    pub latency: Duration,
+    /// How long hooks take.
+    pub hook_delay: Duration,
+    /// The queue fails as long as this is set.
+    pub queue_fails: bool,
+}
+
+/// The part that both cores have in common.
+trait Driven {
+    fn dialed(&mut self, now: Now);
+    fn dial_failed(&mut self, close: &Close, now: Now);
+    fn frame(&mut self, frame: &Frame, now: Now);
+    fn lost(&mut self, close: &Close, now: Now);
+    fn timeout(&mut self, now: Now);
+    fn dial(&mut self) -> Option<DialAction>;
+    fn transmit(&mut self, now: Now) -> Option<Frame>;
+    fn due(&self, now: Now) -> Option<Duration>;
+}
+
+macro_rules! driven {
+    ($core:ty, |$this:ident, $now:ident| $deadline:expr) => {
+        impl Driven for $core {
+            fn dialed(&mut self, now: Now) {
+                self.handle_dialed(Some(Secret::new("token")), now);
+            }
+            fn dial_failed(&mut self, close: &Close, now: Now) {
+                self.handle_dial_failed(close, now);
+            }
+            fn frame(&mut self, frame: &Frame, now: Now) {
+                self.handle_frame(frame, now);
+            }
+            fn lost(&mut self, close: &Close, now: Now) {
+                self.handle_lost(close, now);
+            }
+            fn timeout(&mut self, now: Now) {
+                self.handle_timeout(now);
+            }
+            fn dial(&mut self) -> Option<DialAction> {
+                self.poll_dial()
+            }
+            fn transmit(&mut self, now: Now) -> Option<Frame> {
+                self.poll_transmit(now)
+            }
+            fn due(&self, now: Now) -> Option<Duration> {
+                let ($this, $now) = (self, now);
+                $deadline
+            }
+        }
+    };
+}
+
+driven!(AgentCore, |core, _now| core.deadline());
+driven!(DashboardCore, |core, now| core.deadline(now));
+
+impl World {
+    /// A hub with default limits, and nobody else yet.
+    pub fn new(seed: u64) -> Self {
+        Self::with_limits(seed, Limits::default())
+    }
+
+    /// A hub with these limits, and nobody else yet.
+    pub fn with_limits(seed: u64, limits: Limits) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let queue = MemoryQueue::with_epoch(QueueEpoch::from_u128(rng.random()));
+        let mut world = Self {
+            seed,
+            now: Duration::ZERO,
+            rng,
+            limits,
+            hub: None,
+            queue,
+            awake: BTreeSet::new(),
+            agents: Vec::new(),
+            dashboards: Vec::new(),
+            cables: BTreeMap::new(),
+            agenda: BTreeMap::new(),
+            serial: 0,
+            unreachable: BTreeSet::new(),
+            latency: Duration::from_millis(5),
+            hook_delay: Duration::from_millis(1),
+            queue_fails: false,
+        };
+        world.start_hub(Memory::Kept);
+        world
+    }
+
+    /// The time, on both clocks.
+    pub fn now(&self) -> Now {
+        let millis = u64::try_from(self.now.as_millis()).expect("a world does not last that long");
+        Now { monotonic: self.now, wall_ms: 1_700_000_000_000 + millis }
+    }
+
+    // ---- who is there ---------------------------------------------------
+
+    /// A new agent process called `name`; its number.
+    pub fn agent(&mut self, name: &str) -> usize {
+        let core = self.agent_core(name);
+        self.agents.push(AgentNode::new(core));
+        self.agents.len() - 1
+    }
+
+    fn agent_core(&mut self, name: &str) -> AgentCore {
+        let setup = AgentSetup::new(name.parse().expect("a name"));
+        AgentCore::new(setup, self.rng.random(), self.now())
+    }
+
+    /// A new dashboard; its number.
+    pub fn dashboard(&mut self) -> usize {
+        let core = DashboardCore::new(DashboardSetup::default(), self.rng.random(), self.now());
+        self.dashboards.push(DashboardNode::new(core));
+        self.dashboards.len() - 1
+    }
+
+    /// The agent's process dies without a word.
+    pub fn crash_agent(&mut self, agent: usize) {
+        self.agents[agent].crash();
+        self.cut(Peer::Agent(agent));
+    }
+
+    /// A new process takes the place of a crashed agent.
+    pub fn restart_agent(&mut self, agent: usize, name: &str) {
+        let core = self.agent_core(name);
+        self.agents[agent].core = Some(core);
+    }
+
+    /// The hub's process dies without a word.
+    pub fn kill_hub(&mut self) {
+        self.hub = None;
+        self.awake.clear();
+        self.agenda.retain(|_, event| matches!(event, Event::Dialed(_) | Event::Notice(..)));
+        for (id, cable) in &mut self.cables {
+            cable.at_hub = false;
+            self.serial += 1;
+            self.agenda.insert((self.now + cable.down.latency, self.serial), Event::Notice(*id, false));
+        }
+    }
+
+    /// A new hub process.
+    pub fn start_hub(&mut self, memory: Memory) {
+        assert!(self.hub.is_none(), "there is a hub");
+        if memory == Memory::Lost {
+            self.queue = MemoryQueue::with_epoch(QueueEpoch::from_u128(self.rng.random()));
+        }
+        use trunkline_server::CommandQueue as _;
+        let setup = Setup {
+            limits: self.limits.clone(),
+            hub: HubInstance::from_u128(self.rng.random()),
+            epoch: self.queue.epoch(),
+            seed: self.rng.random(),
+            stored: self.queue.stored(),
+        };
+        self.hub = Some(Core::new(setup, self.now()));
+    }
+
+    // ---- faults ---------------------------------------------------------
+
+    /// Cuts a peer's cable: both ends notice at once. What was under way is
+    /// lost.
+    pub fn cut(&mut self, peer: Peer) {
+        for id in self.cables_of(peer) {
+            self.later(Duration::ZERO, Event::Notice(id, true));
+            self.later(Duration::ZERO, Event::Notice(id, false));
+        }
+        self.fire();
+    }
+
+    /// Cuts a peer's cable and only the peer notices; the hub goes on talking
+    /// to nobody.
+    pub fn cut_unnoticed_by_hub(&mut self, peer: Peer) {
+        for id in self.cables_of(peer) {
+            if let Some(cable) = self.cables.get_mut(&id) {
+                cable.up.dead = true;
+                cable.down.dead = true;
+            }
+            self.later(Duration::ZERO, Event::Notice(id, false));
+        }
+        self.fire();
+    }
+
+    /// Both ends believe in the cable, and nothing arrives any more.
+    pub fn half_open(&mut self, peer: Peer) {
+        self.on_cable(peer, |cable| {
+            cable.up.dead = true;
+            cable.down.dead = true;
+        });
+    }
+
+    /// Nothing arrives in either direction until [`go_on`](Self::go_on).
+    pub fn stall(&mut self, peer: Peer) {
+        self.on_cable(peer, |cable| {
+            cable.up.stalled = true;
+            cable.down.stalled = true;
+        });
+    }
+
+    /// Ends a stall.
+    pub fn go_on(&mut self, peer: Peer) {
+        self.on_cable(peer, |cable| {
+            cable.up.stalled = false;
+            cable.down.stalled = false;
+        });
+    }
+
+    /// Changes something about a peer's cable.
+    pub fn on_cable(&mut self, peer: Peer, change: impl Fn(&mut Cable)) {
+        for id in self.cables_of(peer) {
+            if let Some(cable) = self.cables.get_mut(&id) {
+                change(cable);
+            }
+        }
+    }
+
+    /// A peer can get no new cable, or can again.
+    pub fn set_reachable(&mut self, peer: Peer, reachable: bool) {
+        if reachable {
+            self.unreachable.remove(&peer);
+        } else {
+            self.unreachable.insert(peer);
+        }
+    }
+
+    /// Every cable is whole again, everyone is reachable, nobody sleeps.
+    pub fn heal(&mut self) {
+        self.unreachable.clear();
+        self.queue_fails = false;
+        for cable in self.cables.values_mut() {
+            cable.up.stalled = false;
+            cable.down.stalled = false;
+        }
+        for dashboard in &mut self.dashboards {
+            dashboard.asleep = false;
+        }
+        if self.hub.is_none() {
+            self.start_hub(Memory::Kept);
+        }
+    }
+
+    fn cables_of(&self, peer: Peer) -> Vec<u64> {
+        let own = self.cables.iter().filter(|(_, c)| c.peer == peer && c.at_peer);
+        own.map(|(id, _)| *id).collect()
+    }
+
+    // ---- what people do -------------------------------------------------
+
+    /// A dashboard asks for a script to be run; the command and the request.
+    pub fn request(&mut self, dashboard: usize, agent: &str, script: &str) -> (CommandId, RequestId) {
+        self.request_with(dashboard, agent, script, |_| {})
+    }
+
+    /// The same, with changes to the request.
+    pub fn request_with(
+        &mut self,
+        dashboard: usize,
+        agent: &str,
+        script: &str,
+        change: impl FnOnce(&mut CommandRequest),
+    ) -> (CommandId, RequestId) {
+        let now = self.now();
+        let core = self.core_of(dashboard);
+        let command = core.mint_command(now);
+        let mut request = CommandRequest {
+            command,
+            agent: agent.parse().expect("a name"),
+            spec: CommandSpec::from(Run::Text(script.into())),
+            priority: Priority::Normal,
+            deliver_within_ms: None,
+            retry: false,
+        };
+        change(&mut request);
+        let id = core.request(DashboardToHub::Request(request), None, now).expect("room");
+        (command, id)
+    }
+
+    /// A dashboard reads a command's terminal.
+    pub fn watch(&mut self, dashboard: usize, command: CommandId) -> ReaderId {
+        self.read(dashboard, Target::Command(command), Reading::default())
+    }
+
+    /// A dashboard reads a target.
+    pub fn read(&mut self, dashboard: usize, target: Target, reading: Reading) -> ReaderId {
+        let now = self.now();
+        let reader = self.core_of(dashboard).read(target, reading, now);
+        self.dashboards[dashboard].reads(reader);
+        reader
+    }
+
+    /// A dashboard interrupts a command.
+    pub fn interrupt(&mut self, dashboard: usize, command: CommandId) -> RequestId {
+        let interrupt = CommandInterrupt { command, attempt: None, grace_ms: None };
+        self.ask(dashboard, DashboardToHub::Interrupt(interrupt))
+    }
+
+    /// A dashboard stops everything.
+    pub fn stop_all(&mut self, dashboard: usize) -> RequestId {
+        self.ask(dashboard, DashboardToHub::EmergencyStop(EmergencyStop { agents: None }))
+    }
+
+    fn ask(&mut self, dashboard: usize, message: DashboardToHub) -> RequestId {
+        let now = self.now();
+        self.core_of(dashboard).request(message, None, now).expect("room")
+    }
+
+    /// A dashboard's core.
+    pub fn core_of(&mut self, dashboard: usize) -> &mut DashboardCore {
+        self.dashboards[dashboard].core.as_mut().expect("it is there")
+    }
+
+    // ---- what people see ------------------------------------------------
+
+    /// A dashboard's roster.
+    pub fn roster(&self, dashboard: usize) -> &Roster {
+        self.dashboards[dashboard].core.as_ref().expect("it is there").roster()
+    }
+
+    /// A command as a dashboard sees it.
+    pub fn command(&self, dashboard: usize, command: CommandId) -> Option<&CommandState> {
+        self.roster(dashboard).command(command).map(std::convert::AsRef::as_ref)
+    }
+
+    /// A command's status as a dashboard sees it.
+    pub fn status(&self, dashboard: usize, command: CommandId) -> Option<CommandStatus> {
+        self.command(dashboard, command).map(|command| command.status)
+    }
+
+    /// An agent's presence as a dashboard sees it.
+    pub fn presence(
+        &self,
+        dashboard: usize,
+        agent: &str,
+    ) -> Option<trunkline_protocol::message::Presence> {
+        let agent = agent.parse().expect("a name");
+        self.roster(dashboard).agent(&agent).map(|agent| agent.presence)
+    }
+
+    /// The state of an agent's connection.
+    pub fn connection(&self, agent: usize) -> &ConnectionState {
+        self.agents[agent].core.as_ref().expect("it runs").connection()
+    }
+
+    /// The hub, while there is one.
+    pub fn hub(&self) -> Option<&Core> {
+        self.hub.as_ref()
+    }
+
+    // ---- time -----------------------------------------------------------
+
+    /// Lets time pass.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            self.pump();
+            match self.next() {
+                Some(next) if next <= end => {
+                    self.now = self.now.max(next);
+                    self.fire();
+                }
+                Some(_) | None => break,
+            }
+        }
+        self.now = end;
+        self.fire();
+        self.pump();
+    }
+
+    /// Lets time pass until something is so; panics after `patience`.
+    pub fn run_until(&mut self, patience: Duration, mut so: impl FnMut(&Self) -> bool) {
+        let end = self.now + patience;
+        loop {
+            self.pump();
+            if so(self) {
+                return;
+            }
+            match self.next() {
+                Some(next) if next <= end => {
+                    self.now = self.now.max(next);
+                    self.fire();
+                }
+                Some(_) | None => panic!("seed {}: it did not happen in {patience:?}", self.seed),
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Duration> {
+        let now = self.now();
+        let agenda = self.agenda.keys().next().map(|(at, _)| *at);
+        let hub = self.hub.as_ref().and_then(Core::deadline);
+        let agents = self.agents.iter().flat_map(|node| {
+            [node.deadline(), node.core.as_ref().and_then(|core| core.due(now))]
+        });
+        let dashboards = self.dashboards.iter().filter_map(|n| n.core.as_ref()?.due(now));
+        let cables = self.cables.values().flat_map(|cable| {
+            [cable.up.next().filter(|_| cable.at_hub), cable.down.next().filter(|_| cable.at_peer)]
+        });
+        let all = [agenda, hub].into_iter().chain(agents).chain(cables).flatten().chain(dashboards);
+        all.min()
+    }
+
+    fn later(&mut self, after: Duration, event: Event) {
+        self.serial += 1;
+        self.agenda.insert((self.now + after, self.serial), event);
+    }
+
+    /// Everything that is due now.
+    fn fire(&mut self) {
+        let now = self.now();
+        while let Some(entry) = self.agenda.first_entry() {
+            if entry.key().0 > self.now {
+                break;
+            }
+            let event = entry.remove();
+            self.happen(event);
+        }
+        let ids: Vec<u64> = self.cables.keys().copied().collect();
+        for id in ids {
+            self.deliver(id);
+        }
+        if let Some(hub) = &mut self.hub {
+            hub.handle_timeout(now);
+        }
+        for node in &mut self.agents {
+            if let Some(core) = &mut node.core {
+                core.handle_timeout(now);
+            }
+        }
+        for node in &mut self.dashboards {
+            if let Some(core) = &mut node.core {
+                core.handle_timeout(now);
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.now();
+        match event {
+            Event::Dialed(peer) => self.dialed(peer),
+            Event::Authenticated(link, result) => {
+                if let Some(hub) = &mut self.hub {
+                    hub.handle_authenticated(link, result, now);
+                }
+            }
+            Event::Store(tenant, command, change) => {
+                let result = if self.queue_fails {
+                    Err(QueueError("out of order".into()))
+                } else {
+                    self.queue.store(&change);
+                    Ok(())
+                };
+                if let Some(hub) = &mut self.hub {
+                    hub.handle_stored(&tenant, command, result, now);
+                }
+            }
+            Event::Forget(change) => self.queue.store(&change),
+            Event::Notice(id, at_hub) => {
+                let close = Close::new(CloseCode::Lost, "cut");
+                self.notice(id, at_hub, &close);
+            }
+        }
+    }
+
+    /// An end of a cable learns that it is gone; with both, so is the cable.
+    fn notice(&mut self, id: u64, at_hub: bool, close: &Close) {
+        let now = self.now();
+        let Some(cable) = self.cables.get_mut(&id) else { return };
+        let (peer, link) = (cable.peer, cable.link);
+        let had = std::mem::replace(if at_hub { &mut cable.at_hub } else { &mut cable.at_peer }, false);
+        if !cable.at_hub && !cable.at_peer {
+            self.cables.remove(&id);
+        }
+        if !had {
+            return;
+        }
+        if at_hub {
+            self.awake.remove(&link);
+            if let Some(hub) = &mut self.hub {
+                hub.handle_lost(link, now);
+            }
+        } else if let Some(core) = self.driven(peer) {
+            core.lost(close, now);
+        }
+    }
+
+    fn driven(&mut self, peer: Peer) -> Option<&mut dyn Driven> {
+        match peer {
+            Peer::Agent(n) => self.agents[n].core.as_mut().map(|core| core as &mut dyn Driven),
+            Peer::Dashboard(n) => {
+                self.dashboards[n].core.as_mut().map(|core| core as &mut dyn Driven)
+            }
+        }
+    }
+
+    fn dialed(&mut self, peer: Peer) {
+        let now = self.now();
+        if self.hub.is_none() || self.unreachable.contains(&peer) {
+            let close = Close::new(CloseCode::Lost, "no answer");
+            if let Some(core) = self.driven(peer) {
+                core.dial_failed(&close, now);
+            }
+            return;
+        }
+        self.serial += 1;
+        let link = LinkId(self.serial);
+        let cable = Cable::new(peer, link, self.latency);
+        self.cables.insert(self.serial, cable);
+        if let Some(hub) = &mut self.hub {
+            hub.handle_opened(link, None, Duration::ZERO, now);
+        }
+        if let Some(core) = self.driven(peer) {
+            core.dialed(now);
+        }
+    }
+
+    /// Frames that have arrived at either end.
+    fn deliver(&mut self, id: u64) {
+        let now = self.now();
+        while let Some(cable) = self.cables.get_mut(&id).filter(|cable| cable.at_hub) {
+            let link = cable.link;
+            match cable.up.pop(self.now) {
+                Some(Frame::Close(_)) => {
+                    let close = Close::new(CloseCode::Lost, "closed");
+                    self.notice(id, true, &close);
+                }
+                Some(frame) => {
+                    if let Some(hub) = &mut self.hub {
+                        hub.handle_frame(link, &frame, now);
+                    }
+                }
+                None => break,
+            }
+        }
+        while let Some(cable) = self.cables.get_mut(&id).filter(|cable| cable.at_peer) {
+            let peer = cable.peer;
+            match cable.down.pop(self.now) {
+                Some(Frame::Close(close)) => self.notice(id, false, &close),
+                Some(frame) => {
+                    if let Some(core) = self.driven(peer) {
+                        core.frame(&frame, now);
+                    }
+                }
+                None => break,
+            }
+        }
+    }
+
+    /// Lets everyone do what there is to do now.
+    fn pump(&mut self) {
+        for _ in 0..100_000 {
+            let mut happened = false;
+            let now = self.now();
+            for node in &mut self.agents {
+                happened |= node.advance(now);
+            }
+            for node in &mut self.dashboards {
+                happened |= node.advance();
+            }
+            happened |= self.dial();
+            happened |= self.effects();
+            happened |= self.transmit_hub();
+            happened |= self.transmit_peers();
+            if !happened {
+                return;
+            }
+        }
+        panic!("seed {}: a world without end", self.seed);
+    }
+
+    fn dial(&mut self) -> bool {
+        let agents = (0..self.agents.len()).map(Peer::Agent);
+        let peers: Vec<Peer> =
+            agents.chain((0..self.dashboards.len()).map(Peer::Dashboard)).collect();
+        let mut happened = false;
+        for peer in peers {
+            match self.driven(peer).and_then(Driven::dial) {
+                Some(DialAction::Dial { .. }) => {
+                    let after = self.latency * 2;
+                    self.later(after, Event::Dialed(peer));
+                }
+                Some(DialAction::HangUp) => {
+                    for id in self.cables_of(peer) {
+                        if let Some(cable) = self.cables.get_mut(&id) {
+                            cable.at_peer = false;
+                        }
+                        let after = self.latency;
+                        self.later(after, Event::Notice(id, true));
+                    }
+                }
+                None => continue,
+            }
+            happened = true;
+        }
+        happened
+    }
+
+    fn effects(&mut self) -> bool {
+        let mut happened = false;
+        while let Some(effect) = self.hub.as_mut().and_then(Core::poll_effect) {
+            happened = true;
+            match effect {
+                Effect::Wake(link) => {
+                    self.awake.insert(link);
+                }
+                Effect::Authenticate { link, credentials } => {
+                    let subject = match &credentials.role {
+                        Role::Agent(agent) => agent.to_string(),
+                        Role::Dashboard(dashboard) => format!("{dashboard:?}"),
+                    };
+                    let tenant = "default".parse().expect("a name");
+                    let identity = Identity::new(tenant, subject);
+                    self.later(self.hook_delay, Event::Authenticated(link, Ok(identity)));
+                }
+                Effect::Store { tenant, command, change } => {
+                    self.later(self.hook_delay, Event::Store(tenant, command, change));
+                }
+                Effect::Forget(change) => self.later(self.hook_delay, Event::Forget(change)),
+            }
+        }
+        happened
+    }
+
+    fn transmit_hub(&mut self) -> bool {
+        let now = self.now();
+        let mut happened = false;
+        for cable in self.cables.values_mut() {
+            if !cable.at_hub || !self.awake.contains(&cable.link) {
+                continue;
+            }
+            let Some(hub) = &mut self.hub else { return false };
+            while cable.down.room() > 0 {
+                let mut frames = Vec::new();
+                hub.transmit(cable.link, now, &mut frames, cable.down.room());
+                if frames.is_empty() {
+                    self.awake.remove(&cable.link);
+                    break;
+                }
+                happened = true;
+                for frame in frames {
+                    let last = matches!(frame, Frame::Close(_));
+                    cable.down.push(frame, self.now);
+                    if last {
+                        self.serial += 1;
+                        let at = (self.now + cable.down.latency * 2, self.serial);
+                        let id = cable.link.0;
+                        self.agenda.insert(at, Event::Notice(id, true));
+                    }
+                }
+            }
+        }
+        happened
+    }
+
+    fn transmit_peers(&mut self) -> bool {
+        let now = self.now();
+        let mut happened = false;
+        let ids: Vec<(u64, Peer)> =
+            self.cables.iter().filter(|(_, c)| c.at_peer).map(|(id, c)| (*id, c.peer)).collect();
+        for (id, peer) in ids {
+            while self.cables.get(&id).is_some_and(|cable| cable.up.room() > 0) {
+                let Some(frame) = self.driven(peer).and_then(|core| core.transmit(now)) else { break };
+                happened = true;
+                let close = match &frame {
+                    Frame::Close(close) => Some(close.clone()),
+                    Frame::Text(_) | Frame::Binary(_) => None,
+                };
+                if let Some(cable) = self.cables.get_mut(&id) {
+                    cable.up.push(frame, self.now);
+                }
+                if let Some(close) = close {
+                    // It has said its last; nothing more is read.
+                    self.notice(id, false, &close);
+                }
+            }
+        }
+        happened
+    }
+}

@@ -1,0 +1,7 @@
+//! The pure halves: what an agent and a dashboard are, without a clock, a
+//! socket or a task. The shell drives them; so does the simulator.
+
+pub mod agent;
+pub mod dashboard;
+pub mod dialing;
+pub mod outbox;
