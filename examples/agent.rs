@@ -1,1 +1,113 @@
-fn main() {}
+//! An agent by itself: runs programs of this machine for whoever may ask.
+//!
+//! ```sh
+//! cargo run --example agent -- --hub ws://127.0.0.1:7070 --name build-1
+//! cargo run --example agent -- --hub ws://127.0.0.1:7070 --name build-1 --slots 4
+//! ```
+//!
+//! Whoever may give commands to the hub may do here what you may do: run it as
+//! a user who may do little. The token, if the hub asks for one, is better put
+//! into `TRUNKLINE_TOKEN` than into `--token`, which others on this machine
+//! can read; the programs it runs do not get that variable.
+//!
+//! It reconnects for ever, and its commands run on meanwhile. ^C, or
+//! `SIGTERM`, ends it in order: commands are interrupted, and what they wrote
+//! still goes out. Exit status 1 says that the hub does not want it.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use trunkline_client::protocol::close::CloseCode;
+use trunkline_client::{
+    Agent, CommandHandler as _, ConnectionState, Execution, Outcome, Programs,
+};
+use trunkline_examples::{connection_in_words, printable, short};
+
+/// Where a token may also come from.
+const TOKEN: &str = "TRUNKLINE_TOKEN";
+
+/// Runs commands, and streams what they show.
+#[derive(Debug, Parser)]
+#[command(name = "agent")]
+struct Args {
+    /// The hub's URL
+    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:7070")]
+    hub: String,
+    /// What it is called: letters, digits, `.`, `_` and `-`
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// How many commands it runs at a time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    slots: u32,
+    /// Who it is, for a hub that asks; also read from `TRUNKLINE_TOKEN`
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// Where commands run that name no directory
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let args = Args::parse();
+    trunkline_examples::log_to_stderr("trunkline=warn");
+    // Asked for first: an agent that ignores ^C, as one started with `&` from
+    // a script does, would pass that on to its programs.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+
+    let mut programs = Programs::new().withhold_env([TOKEN]);
+    if let Some(dir) = args.dir {
+        programs = programs.working_dir(dir);
+    }
+    let mut agent = Agent::builder(&args.hub, &args.name)?.slots(args.slots);
+    if let Some(token) = args.token.or_else(|| std::env::var(TOKEN).ok()) {
+        agent = agent.token(token);
+    }
+    let agent = agent.connect(move |execution| run(programs.clone(), execution));
+
+    println!("agent: {} dials {}", args.name, args.hub);
+    let told = tokio::spawn(tell(agent.connection()));
+    let mut is_wanted = true;
+    tokio::select! {
+        why = agent.closed() => is_wanted = why.code == CloseCode::Normal,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    if is_wanted {
+        println!("agent: ending");
+        agent.stop().await;
+    }
+    told.await?;
+    Ok(if is_wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a program, and says so.
+async fn run(programs: Programs, execution: Execution) -> Outcome {
+    let id = short(execution.command());
+    println!("agent: {id} runs: {}", execution.spec().run.title());
+    let outcome = programs.run(execution).await;
+    let how = match &outcome {
+        Outcome::Exited(code) => format!("exited with {code}"),
+        Outcome::Signalled(signal) => format!("was ended by signal {signal}"),
+        Outcome::Interrupted => "was interrupted".to_owned(),
+        Outcome::Failed(why) => format!("could not be run: {}", printable(why)),
+    };
+    println!("agent: {id} {how}");
+    outcome
+}
+
+/// Says how the connection is, until it is over.
+async fn tell(mut connection: watch::Receiver<ConnectionState>) {
+    while connection.changed().await.is_ok() {
+        let state = connection.borrow_and_update().clone();
+        println!("agent: {}", connection_in_words(&state));
+        if state.is_over() {
+            return;
+        }
+    }
+}

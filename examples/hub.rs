@@ -1,1 +1,93 @@
-fn main() {}
+//! A hub by itself, for any number of agents and dashboards.
+//!
+//! ```sh
+//! cargo run --example hub -- --listen 127.0.0.1:7070
+//! cargo run --example hub -- --listen 0.0.0.0:7070 --tokens tokens.txt
+//! ```
+//!
+//! Without `--tokens` anyone who can reach it may be anything: keep that to
+//! your own machine. A file of tokens has one per line, with its tenant and
+//! whose it is; a dashboard's name is only for the log:
+//!
+//! ```text
+//! # who       token              tenant  name
+//! agent       s3cret-of-build-1  acme    build-1
+//! dashboard   s3cret-of-ann      acme    ann
+//! ```
+//!
+//! ^C, or `SIGTERM`, ends it in order: every peer is told to be back soon.
+//! `kill -9` does not, and nothing that agents still hold is lost by it: start
+//! it again and see. What it has to say goes to standard error; `RUST_LOG`
+//! asks for more or less (`RUST_LOG=trunkline=debug`).
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use trunkline_server::{Hub, TokenTable};
+
+/// In how long a time peers are told to be back, each at a moment of its own.
+const SPREAD: Duration = Duration::from_secs(2);
+
+/// The place between agents, which run commands, and dashboards.
+#[derive(Debug, Parser)]
+#[command(name = "hub")]
+struct Args {
+    /// Where to listen
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
+    listen: String,
+    /// Who is let in: lines of `agent|dashboard TOKEN TENANT NAME`; anyone without
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    trunkline_examples::log_to_stderr("trunkline=info");
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+
+    let mut hub = Hub::builder();
+    if let Some(file) = &args.tokens {
+        hub = hub.authenticator(read_tokens(file)?);
+    }
+    let hub = hub.start().await?;
+    let listener = TcpListener::bind(&args.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+    println!("hub: listening on ws://{}", listener.local_addr()?);
+
+    tokio::select! {
+        served = hub.serve(listener) => served?,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    println!("hub: ending; {} links are told to be back", hub.links());
+    hub.shutdown(SPREAD).await;
+    Ok(())
+}
+
+fn read_tokens(file: &Path) -> Result<TokenTable, Box<dyn Error>> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{shown}: {error}"))?;
+    let mut table = TokenTable::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let row = match words.as_slice() {
+            ["agent", token, tenant, name] => table.agent(*token, tenant, name),
+            ["dashboard", token, tenant, name] => table.dashboard(*token, tenant, *name),
+            // The line is not repeated: it may hold a token.
+            _ => return Err(format!("{shown}:{number}: not `agent|dashboard TOKEN TENANT NAME`").into()),
+        };
+        table = row.map_err(|error| format!("{shown}:{number}: {error}"))?;
+    }
+    Ok(table)
+}

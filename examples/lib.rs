@@ -7,6 +7,8 @@ pub use colours::Colours;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
+use trunkline_client::ConnectionState;
+use trunkline_client::protocol::frame::Close;
 use trunkline_client::protocol::ids::CommandId;
 use trunkline_client::protocol::message::{CommandState, CommandStatus};
 
@@ -56,6 +58,26 @@ pub fn in_words(state: &CommandState) -> String {
             Some(error) => format!("{status}: {}", printable(error)),
             None => status.to_string(),
         },
+    }
+}
+
+/// How a connection is, in a few words.
+pub fn connection_in_words(state: &ConnectionState) -> String {
+    match state {
+        ConnectionState::Connecting => "connecting".to_owned(),
+        ConnectionState::Connected => "connected".to_owned(),
+        ConnectionState::Reconnecting { attempt, why, .. } => {
+            format!("no link ({}); dialling again, attempt {attempt}", why_in_words(why))
+        }
+        ConnectionState::Disconnected { why } => format!("disconnected: {}", why_in_words(why)),
+    }
+}
+
+fn why_in_words(why: &Close) -> String {
+    if why.reason.is_empty() {
+        why.code.to_string()
+    } else {
+        format!("{}: {}", why.code, printable(&why.reason))
     }
 }
 

@@ -237,8 +237,10 @@ pub struct Cursor {
 enum Phase {
     /// Needs a snapshot, and has nothing of it yet.
     Fresh,
-    /// Has a part of a snapshot.
-    Paging,
+    /// Has a part of a snapshot. Pages do not tell what was removed: `removed`
+    /// is the first removal since the snapshot `began`, of an entry that may
+    /// stand on an earlier page.
+    Paging { began: u64, removed: Option<u64> },
     /// Has a whole roster and follows it.
     Following,
 }
@@ -359,6 +361,10 @@ impl Ledger {
     }
 
     fn page(&mut self, cursor: &mut Cursor) -> Frame {
+        let (began, mut removed) = match cursor.phase {
+            Phase::Paging { began, removed } => (began, removed),
+            Phase::Fresh | Phase::Following => (self.revision, None),
+        };
         let mut list = AgentList {
             at: RosterPosition { hub: self.hub, revision: self.revision },
             reset: cursor.phase == Phase::Fresh,
@@ -388,15 +394,19 @@ impl Ledger {
                     bytes += 64 + queue.commands.len() * 40;
                     list.queues.push(queue.clone());
                 }
+                Value::Removed if revision > began => {
+                    removed.get_or_insert(revision);
+                }
                 Value::Removed => {}
             }
         }
         if list.complete {
-            cursor.read = self.revision;
+            // Removals since the snapshot began follow as changes.
+            cursor.read = removed.map_or(self.revision, |first| first - 1);
             cursor.phase = Phase::Following;
-            list.at.revision = self.revision;
+            list.at.revision = cursor.read;
         } else {
-            cursor.phase = Phase::Paging;
+            cursor.phase = Phase::Paging { began, removed };
         }
         codec::encode(&Envelope::bare(HubToDashboard::List(list)))
     }
@@ -592,6 +602,21 @@ mod tests {
         let first = ledger.read(&mut again).unwrap();
         fold(&mut reader, &first);
         assert_eq!(reader.roster().commands().len(), 256, "half a snapshot is not shown");
+    }
+
+    #[test]
+    fn what_is_removed_while_a_snapshot_arrives_is_not_shown_for_ever() {
+        let mut ledger = Ledger::new(HubInstance::from_u128(1));
+        for id in 0..=255 {
+            ledger.set_command(command(id, 0));
+        }
+        let mut reader = RosterReader::default();
+        let mut cursor = ledger.cursor(None);
+        fold(&mut reader, &ledger.read(&mut cursor).unwrap());
+        ledger.remove_command(CommandId::from_u128(0));
+        ledger.set_command(command(1, 7));
+        catch_up(&mut ledger, &mut cursor, &mut reader);
+        assert_eq!(reader.roster(), &fresh(&mut ledger));
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl AgentNode {
                     self.programs.insert(id, program);
                 }
                 AgentOutput::Event(id) => {
-                    while let Some(event) = core.take_event(id) {
+                    while let Some(event) = core.take_event(id, true) {
                         let Some(program) = self.programs.get_mut(&id) else { continue };
                         match event {
                             ExecutionEvent::Input(data) => {

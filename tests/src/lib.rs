@@ -11,7 +11,6 @@
 pub mod agent;
 pub mod cable;
 pub mod dashboard;
-pub mod lives;
 pub mod world;
 
 pub use world::{Memory, Peer, World};

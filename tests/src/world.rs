@@ -80,6 +80,8 @@ pub struct World {
     pub hook_delay: Duration,
     /// The queue fails as long as this is set.
     pub queue_fails: bool,
+    /// How often something happened at the present time.
+    still: (Duration, u32),
 }
 
 /// The part that both cores have in common.
@@ -156,6 +158,7 @@ impl World {
             latency: Duration::from_millis(5),
             hook_delay: Duration::from_millis(1),
             queue_fails: false,
+            still: (Duration::ZERO, 0),
         };
         world.start_hub(Memory::Kept);
         world
@@ -391,7 +394,7 @@ impl World {
 
     /// A command as a dashboard sees it.
     pub fn command(&self, dashboard: usize, command: CommandId) -> Option<&CommandState> {
-        self.roster(dashboard).command(command).map(std::convert::AsRef::as_ref)
+        self.roster(dashboard).command(command).map(AsRef::as_ref)
     }
 
     /// A command's status as a dashboard sees it.
@@ -457,6 +460,27 @@ impl World {
         }
     }
 
+    /// Time must move on: who keeps saying that something is due now, and
+    /// does nothing about it, is named.
+    fn watch_for_a_standstill(&mut self) {
+        if self.now != self.still.0 {
+            self.still = (self.now, 0);
+        }
+        self.still.1 += 1;
+        if self.still.1 < 20_000 {
+            return;
+        }
+        let now = self.now();
+        let hub = self.hub.as_ref().and_then(Core::deadline);
+        let agents: Vec<_> = self.agents.iter().map(|n| (n.deadline(), n.core.as_ref().and_then(|c| c.due(now)))).collect();
+        let dashboards: Vec<_> = self.dashboards.iter().map(|n| n.core.as_ref().and_then(|c| c.due(now))).collect();
+        let cables: Vec<_> = self.cables.values().map(|c| (c.peer, c.at_hub, c.at_peer, c.up.next(), c.down.next())).collect();
+        panic!(
+            "seed {}: time stands still at {:?}: agenda {:?} hub {hub:?} agents {agents:?} dashboards {dashboards:?} cables {cables:?}",
+            self.seed, self.now, self.agenda.keys().next(),
+        );
+    }
+
     fn next(&self) -> Option<Duration> {
         let now = self.now();
         let agenda = self.agenda.keys().next().map(|(at, _)| *at);
@@ -480,6 +504,7 @@ impl World {
     /// Everything that is due now.
     fn fire(&mut self) {
         let now = self.now();
+        self.watch_for_a_standstill();
         while let Some(entry) = self.agenda.first_entry() {
             if entry.key().0 > self.now {
                 break;
@@ -494,16 +519,16 @@ impl World {
         if let Some(hub) = &mut self.hub {
             hub.handle_timeout(now);
         }
-        for node in &mut self.agents {
-            if let Some(core) = &mut node.core {
-                core.handle_timeout(now);
+        for peer in self.peers() {
+            if let Some(core) = self.driven(peer) {
+                core.timeout(now);
             }
         }
-        for node in &mut self.dashboards {
-            if let Some(core) = &mut node.core {
-                core.handle_timeout(now);
-            }
-        }
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        let agents = (0..self.agents.len()).map(Peer::Agent);
+        agents.chain((0..self.dashboards.len()).map(Peer::Dashboard)).collect()
     }
 
     fn happen(&mut self, event: Event) {
@@ -641,11 +666,8 @@ impl World {
     }
 
     fn dial(&mut self) -> bool {
-        let agents = (0..self.agents.len()).map(Peer::Agent);
-        let peers: Vec<Peer> =
-            agents.chain((0..self.dashboards.len()).map(Peer::Dashboard)).collect();
         let mut happened = false;
-        for peer in peers {
+        for peer in self.peers() {
             match self.driven(peer).and_then(Driven::dial) {
                 Some(DialAction::Dial { .. }) => {
                     let after = self.latency * 2;

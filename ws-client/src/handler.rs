@@ -110,9 +110,22 @@ impl Execution {
     ///
     /// Cancel safe: an event is only taken when the future is done.
     pub async fn next_event(&mut self) -> ExecutionEvent {
+        self.event(true).await
+    }
+
+    /// The next event that is no input: for a handler that has no room for
+    /// more, and must hear an interrupt all the same.
+    ///
+    /// Cancel safe: an event is only taken when the future is done.
+    pub async fn next_event_but_input(&mut self) -> ExecutionEvent {
+        self.event(false).await
+    }
+
+    async fn event(&mut self, input: bool) -> ExecutionEvent {
         loop {
             let more = self.output.bells.events.notified();
-            let event = self.output.shared.with(|core, _| core.core.take_event(self.command));
+            let event =
+                self.output.shared.with(|core, _| core.core.take_event(self.command, input));
             if let Some(event) = event {
                 return event;
             }

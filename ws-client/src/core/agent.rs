@@ -294,15 +294,18 @@ impl AgentCore {
         }
     }
 
-    /// The next event for a command's handler. Taking input is what
-    /// acknowledges it.
-    pub fn take_event(&mut self, id: CommandId) -> Option<ExecutionEvent> {
+    /// The next event for a command's handler; without `input`, only those
+    /// that are none. Taking input is what acknowledges it.
+    pub fn take_event(&mut self, id: CommandId, input: bool) -> Option<ExecutionEvent> {
         let held = self.commands.get_mut(&id)?;
         if let Some(grace) = held.interrupt.take() {
             return Some(ExecutionEvent::Interrupt { grace });
         }
         if let Some(size) = held.resize.take() {
             return Some(ExecutionEvent::Resize(size));
+        }
+        if !input {
+            return None;
         }
         let (writer, data) = held.input.pop_front()?;
         held.input_bytes -= data.len();
@@ -542,7 +545,7 @@ impl AgentCore {
             },
             HubToAgent::Error(refusal) => {
                 tracing::warn!(target: "trunkline::client", code = %refusal.code, message = %refusal.message, "the hub refused");
-                if refusal.field.as_deref() == Some("payload.offset") {
+                if matches!(refusal.field.as_deref(), Some("payload.offset" | "payload.from")) {
                     for held in self.commands.values_mut() {
                         if let Some(tail) = &mut held.tail {
                             tail.rewind();

@@ -20,7 +20,7 @@ use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, InstanceId, Reque
 use trunkline_protocol::message::{
     Accepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting,
     CommandRequest, CommandSettled, CommandStarted, CommandState, CommandStatus, EmergencyStop,
-    ErrorCode, HeldCommand, HeldStream, HubToAgent, InterruptStage, Priority, Refusal, TerminalSize,
+    ErrorCode, HeldCommand, HeldStream, HubToAgent, InterruptStage, Priority, Refusal, TerminalResize, TerminalSize,
 };
 
 use super::agents::HELD_MAX;
@@ -624,8 +624,14 @@ impl Tenant {
             let at = wires.now.monotonic.saturating_add(after);
             wires.deadlines.set(Due::RunFor(self.id.clone(), id), at);
         }
+        let size = command.size;
+        let agent = command.request.agent.clone();
         self.open_stream(wires, id, stream, from);
         self.publish_command(wires, id);
+        // Asked for while it was still on its way.
+        if let (Some(size), Some(link)) = (size, self.agents.get(&agent).and_then(|a| a.link())) {
+            wires.send(link, HubToAgent::Resize(TerminalResize { command: id, size }));
+        }
     }
 
     pub(super) fn handle_interrupting(

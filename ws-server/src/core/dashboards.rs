@@ -1,6 +1,6 @@
 //! Dashboards: their requests, each answered once, and what they read.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use trunkline_protocol::close::CloseCode;
@@ -257,25 +257,26 @@ impl Tenant {
             return;
         };
         let known = &dashboard.subscription;
-        let new = subscribe.terminals.iter().filter(|s| !known.contains_key(&s.target)).count();
+        // Of two for one target the later counts.
+        let terminals = subscribe.terminals.into_iter().map(|s| (s.target.clone(), s));
+        let terminals: BTreeMap<Target, TerminalSubscription> = terminals.collect();
+        let new = terminals.keys().filter(|target| !known.contains_key(target)).count();
         if known.len() + new > max {
             let message = format!("at most {max} terminal subscriptions");
             let refusal = Refusal::new(ErrorCode::LimitReached, message).field("payload.terminals");
             wires.send(id, HubToDashboard::Error(refusal.reply_to(request)));
             return;
         }
-        let targets: Vec<Target> = subscribe.terminals.iter().map(|s| s.target.clone()).collect();
-        for target in &targets {
+        for target in terminals.keys() {
             self.end_subscription(wires, id, target);
         }
         let mut open = Vec::new();
-        for subscription in subscribe.terminals {
-            let target = subscription.target.clone();
+        for (target, subscription) in terminals {
             let streams = self.covered(&subscription);
             self.interests.entry(target.clone()).or_default().push(id);
             if let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) {
                 let kept = TerminalSubscription {
-                    positions: std::collections::BTreeMap::new(),
+                    positions: BTreeMap::new(),
                     ..subscription.clone()
                 };
                 dashboard.subscription.insert(target, kept);

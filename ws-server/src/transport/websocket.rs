@@ -166,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for WebSocketLink<S> {
         }
         if self.poll_late(cx).is_ready() {
             self.heard_all = true;
-            let late = Violation::new(CloseCode::Policy, "the message took too long");
+            let late = Violation::new(CloseCode::Violation, "the message took too long");
             return Poll::Ready(Some(Err(late.into_error())));
         }
         Poll::Pending

@@ -119,8 +119,11 @@ impl Tail {
         true
     }
 
-    /// Whether a program that is held may go on.
+    /// Whether a program that is held may go on. What was gathered long enough
+    /// is due from now on, even if the link takes nothing: a deadline that has
+    /// come must not stay one.
     pub(super) fn handle_timeout(&mut self, hold: Duration, now: Duration) -> bool {
+        self.coalescer.due(now);
         let over = self.hold_deadline(hold).is_some_and(|at| at <= now);
         if over {
             self.overflowing = true;

@@ -298,7 +298,11 @@ impl DashboardCore {
     }
 
     fn handle_input_refused(&mut self, command: CommandId, refusal: Refusal, now: Now) {
-        if refusal.recoverable {
+        // A hub that lost its memory learns of the command when its agent
+        // returns. Until then it knows nothing, and what was typed waits.
+        let may_return = refusal.code == ErrorCode::NotFound
+            && (!self.is_whole || self.missing.contains_key(&command));
+        if refusal.recoverable || may_return {
             // A command that does not run yet wakes its input when it does.
             let wait = match refusal.code {
                 ErrorCode::NotRunning => 10_000,

@@ -572,6 +572,23 @@ fn keys_typed_too_early_wait_for_the_program() {
 }
 
 #[test]
+fn keys_typed_while_a_hub_lost_its_memory_wait_for_the_agent_to_return() {
+    let mut w = World::up();
+    w.list(&[state(C, CommandStatus::Running)]);
+    w.lose();
+    w.type_into(C, "y");
+    w.connect_to(OTHER_EPOCH, OTHER_HUB);
+    w.list(&[]);
+    let id = w.said_ids().remove(0);
+    w.hear(HubToDashboard::Error(
+        Refusal::new(ErrorCode::NotFound, "no such command").reply_to(Some(id)),
+    ));
+    assert_eq!(w.typed(), []);
+    w.list_command(&state(C, CommandStatus::Running));
+    assert_eq!(w.typed(), [(0, "y".to_owned())]);
+}
+
+#[test]
 fn a_typist_is_told_when_there_is_room_or_nobody_listens() {
     let mut w = World::up();
     w.list(&[state(C, CommandStatus::Running)]);

@@ -1,0 +1,127 @@
+//! A dashboard with a line interface: sees every agent, runs commands on them,
+//! shows what they write.
+//!
+//! ```sh
+//! cargo run --example dashboard -- --hub ws://127.0.0.1:7070
+//! printf 'agents\nrun build-1 -- echo hi\nquit\n' | cargo run --example dashboard
+//! ```
+//!
+//! `help` lists what it understands. A command is named by the beginning or
+//! the end of its id, as long as that is unique, or by `last`.
+//!
+//! In a terminal `run` returns at once and the output comes as it is written;
+//! in a pipe each order is finished before the next one is read, so `run`
+//! waits until the command has ended and all its output is here (`--bg` and
+//! `--wait` say otherwise). The end of standard input is `quit`. Output, lists
+//! and search results go to standard output, everything said about them to
+//! standard error. Exit status 1: an order failed, or the hub does not want
+//! this dashboard.
+//!
+//! What commands write is text and colours here; other escape sequences, which
+//! could do anything to your terminal, are left out unless `--raw` is given.
+//! `export` has every byte in any case.
+//!
+//! Kill the hub with `kill -9` while something runs and start it again: the
+//! rest of the output arrives, each byte once.
+
+mod desk;
+mod orders;
+mod reading;
+
+use std::error::Error;
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use trunkline_client::{ConnectionState, Dashboard};
+use trunkline_examples::connection_in_words;
+
+use crate::desk::{Desk, Manner};
+use crate::orders::Order;
+
+/// Where a token may also come from.
+const TOKEN: &str = "TRUNKLINE_TOKEN";
+
+/// Sees every agent, runs commands on them, shows what they write.
+#[derive(Debug, Parser)]
+#[command(name = "dashboard", after_help = "Orders are read from standard input, one a line: try `help`.")]
+struct Args {
+    /// The hub's URL
+    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:7070")]
+    hub: String,
+    /// Who you are, for a hub that asks; also read from `TRUNKLINE_TOKEN`
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// How much output of each command is kept for `search` and `export`
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    keep: usize,
+    /// Show escape sequences of commands as they are: only for commands you trust
+    #[arg(long)]
+    raw: bool,
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let args = Args::parse();
+    trunkline_examples::log_to_stderr("trunkline=error");
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+
+    let mut dashboard = Dashboard::builder(&args.hub)?;
+    if let Some(token) = args.token.or_else(|| std::env::var(TOKEN).ok()) {
+        dashboard = dashboard.token(token);
+    }
+    let dashboard = dashboard.connect();
+    let told = tokio::spawn(tell(dashboard.connection()));
+    let is_interactive = io::stdin().is_terminal();
+    let manner = Manner { waits: !is_interactive, raw: args.raw, kept_bytes: args.keep << 20 };
+    let mut desk = Desk::new(dashboard.clone(), manner);
+
+    let mut all_well = true;
+    let work = async {
+        dashboard.connected().await?;
+        let mut lines = lines();
+        loop {
+            if is_interactive {
+                eprint!("> ");
+                io::stderr().flush()?;
+            }
+            let Some(line) = lines.recv().await else { break };
+            let order = match Order::parse(&line) {
+                Ok(None) => continue,
+                Ok(Some(Order::Quit)) => break,
+                Ok(Some(order)) => order,
+                Err(why) => {
+                    eprintln!("{why}");
+                    all_well = false;
+                    continue;
+                }
+            };
+            let done = tokio::select! {
+                done = desk.carry_out(order) => done,
+                _ = interrupt.recv() => Err("no longer waited for".into()),
+            };
+            if let Err(why) = done {
+                eprintln!("{why}");
+                all_well = false;
+            }
+        }
+        Ok::<_, Box<dyn Error>>(())
+    };
+    // ^C ends an order that waits; where nothing does, the dashboard.
+    let mut stop = signal(SignalKind::interrupt())?;
+    let idle = desk::idle(&dashboard);
+    tokio::pin!(idle);
+    let ended = tokio::select! {
+        ended = work => ended,
+        _ = terminate.recv() => Ok(()),
+        why = &mut idle => Err(why),
+        _ = stop.recv(), if !is_interactive => Ok(()),
+    };
+    dashboard.close().await;
+    told.await?;
+    ended?;
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
