@@ -22,9 +22,7 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use trunkline_client::protocol::close::CloseCode;
-use trunkline_client::{
-    Agent, CommandHandler as _, ConnectionState, Execution, Outcome, Programs,
-};
+use trunkline_client::{Agent, CommandHandler as _, ConnectionState, Execution, Outcome, Programs};
 use trunkline_examples::{connection_in_words, printable, short};
 
 /// Where a token may also come from.

@@ -85,7 +85,11 @@ fn read_tokens(file: &Path) -> Result<TokenTable, Box<dyn Error>> {
             ["agent", token, tenant, name] => table.agent(*token, tenant, name),
             ["dashboard", token, tenant, name] => table.dashboard(*token, tenant, *name),
             // The line is not repeated: it may hold a token.
-            _ => return Err(format!("{shown}:{number}: not `agent|dashboard TOKEN TENANT NAME`").into()),
+            _ => {
+                return Err(
+                    format!("{shown}:{number}: not `agent|dashboard TOKEN TENANT NAME`").into()
+                );
+            }
         };
         table = row.map_err(|error| format!("{shown}:{number}: {error}"))?;
     }

@@ -326,7 +326,9 @@ impl Ledger {
     /// A cursor for a reader that says it stands at `since`.
     pub fn cursor(&self, since: Option<RosterPosition>) -> Cursor {
         match since {
-            Some(at) if at.hub == self.hub && (self.floor..=self.revision).contains(&at.revision) => {
+            Some(at)
+                if at.hub == self.hub && (self.floor..=self.revision).contains(&at.revision) =>
+            {
                 Cursor { read: at.revision, phase: Phase::Following }
             }
             Some(_) | None => Cursor { read: 0, phase: Phase::Fresh },
@@ -383,7 +385,8 @@ impl Ledger {
             list.at.revision = revision;
             match &entry.value {
                 Value::Agent(agent) => {
-                    bytes += 512 + agent.report.figures.len() * 40 + agent.about.capabilities.len() * 40;
+                    bytes +=
+                        512 + agent.report.figures.len() * 40 + agent.about.capabilities.len() * 40;
                     list.agents.push(agent.clone());
                 }
                 Value::Command(command) => {
@@ -429,16 +432,12 @@ fn encode_change(at: RosterPosition, key: &Key, value: &Value) -> Bytes {
         (_, Value::Queue(queue)) => {
             HubToDashboard::Queue(QueueChanged { at, queue: queue.clone() })
         }
-        (Key::Agent(id), Value::Removed) => HubToDashboard::Agent(AgentChanged {
-            at,
-            agent: None,
-            removed: Some(id.clone()),
-        }),
-        (Key::Command(id), Value::Removed) => HubToDashboard::Command(CommandChanged {
-            at,
-            command: None,
-            removed: Some(*id),
-        }),
+        (Key::Agent(id), Value::Removed) => {
+            HubToDashboard::Agent(AgentChanged { at, agent: None, removed: Some(id.clone()) })
+        }
+        (Key::Command(id), Value::Removed) => {
+            HubToDashboard::Command(CommandChanged { at, command: None, removed: Some(*id) })
+        }
         (Key::Queue(id), Value::Removed) => HubToDashboard::Queue(QueueChanged {
             at,
             queue: QueueState { agent: id.clone(), commands: Vec::new() },
@@ -477,7 +476,11 @@ mod tests {
         CommandState {
             command: CommandId::from_u128(id.into()),
             agent: "a1".parse().unwrap(),
-            status: if id.is_multiple_of(2) { CommandStatus::Queued } else { CommandStatus::Completed },
+            status: if id.is_multiple_of(2) {
+                CommandStatus::Queued
+            } else {
+                CommandStatus::Completed
+            },
             attempt: 0,
             title: "ls".into(),
             priority: Priority::Normal,

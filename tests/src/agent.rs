@@ -123,8 +123,11 @@ impl AgentNode {
                             ExecutionEvent::Resize(_) => {}
                             ExecutionEvent::Interrupt { grace } => {
                                 core.signalled(id);
-                                let after =
-                                    if program.stubborn { grace } else { Duration::from_millis(10) };
+                                let after = if program.stubborn {
+                                    grace
+                                } else {
+                                    Duration::from_millis(10)
+                                };
                                 program.ends_at.get_or_insert(now.monotonic + after);
                             }
                         }

@@ -80,7 +80,9 @@ impl DashboardNode {
                     let known = self.answers.insert(request.clone(), answer);
                     assert!(known.is_none(), "request {request} was answered twice");
                 }
-                Output::Event(trunkline_client::core::dashboard::DashboardEvent::CommandLost(id)) => {
+                Output::Event(trunkline_client::core::dashboard::DashboardEvent::CommandLost(
+                    id,
+                )) => {
                     self.lost.push(id);
                 }
                 Output::Readable(_)
@@ -147,7 +149,10 @@ impl DashboardNode {
                 let end = state.end.as_ref().expect("a final state says its end").end;
                 assert!(seen.at >= end, "the end is shown after the last byte");
                 assert_ne!(audit, Audit::Mismatch, "what was read is what was written");
-                if seen.gaps.is_empty() && seen.from == 0 && state.end.as_ref().is_some_and(|e| e.digest.is_some()) {
+                if seen.gaps.is_empty()
+                    && seen.from == 0
+                    && state.end.as_ref().is_some_and(|e| e.digest.is_some())
+                {
                     assert_eq!(audit, Audit::Verified);
                 }
                 seen.ended = Some((state, audit));

@@ -211,7 +211,8 @@ impl World {
         for (id, cable) in &mut self.cables {
             cable.at_hub = false;
             self.serial += 1;
-            self.agenda.insert((self.now + cable.down.latency, self.serial), Event::Notice(*id, false));
+            self.agenda
+                .insert((self.now + cable.down.latency, self.serial), Event::Notice(*id, false));
         }
     }
 
@@ -323,7 +324,12 @@ impl World {
     // ---- what people do -------------------------------------------------
 
     /// A dashboard asks for a script to be run; the command and the request.
-    pub fn request(&mut self, dashboard: usize, agent: &str, script: &str) -> (CommandId, RequestId) {
+    pub fn request(
+        &mut self,
+        dashboard: usize,
+        agent: &str,
+        script: &str,
+    ) -> (CommandId, RequestId) {
         self.request_with(dashboard, agent, script, |_| {})
     }
 
@@ -472,12 +478,23 @@ impl World {
         }
         let now = self.now();
         let hub = self.hub.as_ref().and_then(Core::deadline);
-        let agents: Vec<_> = self.agents.iter().map(|n| (n.deadline(), n.core.as_ref().and_then(|c| c.due(now)))).collect();
-        let dashboards: Vec<_> = self.dashboards.iter().map(|n| n.core.as_ref().and_then(|c| c.due(now))).collect();
-        let cables: Vec<_> = self.cables.values().map(|c| (c.peer, c.at_hub, c.at_peer, c.up.next(), c.down.next())).collect();
+        let agents: Vec<_> = self
+            .agents
+            .iter()
+            .map(|n| (n.deadline(), n.core.as_ref().and_then(|c| c.due(now))))
+            .collect();
+        let dashboards: Vec<_> =
+            self.dashboards.iter().map(|n| n.core.as_ref().and_then(|c| c.due(now))).collect();
+        let cables: Vec<_> = self
+            .cables
+            .values()
+            .map(|c| (c.peer, c.at_hub, c.at_peer, c.up.next(), c.down.next()))
+            .collect();
         panic!(
             "seed {}: time stands still at {:?}: agenda {:?} hub {hub:?} agents {agents:?} dashboards {dashboards:?} cables {cables:?}",
-            self.seed, self.now, self.agenda.keys().next(),
+            self.seed,
+            self.now,
+            self.agenda.keys().next(),
         );
     }
 
@@ -485,9 +502,10 @@ impl World {
         let now = self.now();
         let agenda = self.agenda.keys().next().map(|(at, _)| *at);
         let hub = self.hub.as_ref().and_then(Core::deadline);
-        let agents = self.agents.iter().flat_map(|node| {
-            [node.deadline(), node.core.as_ref().and_then(|core| core.due(now))]
-        });
+        let agents = self
+            .agents
+            .iter()
+            .flat_map(|node| [node.deadline(), node.core.as_ref().and_then(|core| core.due(now))]);
         let dashboards = self.dashboards.iter().filter_map(|n| n.core.as_ref()?.due(now));
         let cables = self.cables.values().flat_map(|cable| {
             [cable.up.next().filter(|_| cable.at_hub), cable.down.next().filter(|_| cable.at_peer)]
@@ -564,7 +582,8 @@ impl World {
         let now = self.now();
         let Some(cable) = self.cables.get_mut(&id) else { return };
         let (peer, link) = (cable.peer, cable.link);
-        let had = std::mem::replace(if at_hub { &mut cable.at_hub } else { &mut cable.at_peer }, false);
+        let had =
+            std::mem::replace(if at_hub { &mut cable.at_hub } else { &mut cable.at_peer }, false);
         if !cable.at_hub && !cable.at_peer {
             self.cables.remove(&id);
         }
@@ -753,7 +772,9 @@ impl World {
             self.cables.iter().filter(|(_, c)| c.at_peer).map(|(id, c)| (*id, c.peer)).collect();
         for (id, peer) in ids {
             while self.cables.get(&id).is_some_and(|cable| cable.up.room() > 0) {
-                let Some(frame) = self.driven(peer).and_then(|core| core.transmit(now)) else { break };
+                let Some(frame) = self.driven(peer).and_then(|core| core.transmit(now)) else {
+                    break;
+                };
                 happened = true;
                 let close = match &frame {
                     Frame::Close(close) => Some(close.clone()),

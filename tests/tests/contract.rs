@@ -71,7 +71,10 @@ struct CutLink {
 }
 
 impl CutLink {
-    fn link(&mut self, cx: &Context<'_>) -> io::Result<Pin<&mut (dyn trunkline_client::FrameLink + 'static)>> {
+    fn link(
+        &mut self,
+        cx: &Context<'_>,
+    ) -> io::Result<Pin<&mut (dyn trunkline_client::FrameLink + 'static)>> {
         self.cut.waker.register(cx.waker());
         if self.cut.done.load(Ordering::Acquire) {
             self.link = None; // the socket closes in the middle of whatever it does
@@ -156,7 +159,8 @@ impl Fabric {
 async fn is_there(dashboard: &Dashboard, agent: &str, presence: Presence) {
     let agent = agent.parse().unwrap();
     let mut roster = dashboard.roster();
-    let there = roster.wait_for(|roster| roster.agent(&agent).is_some_and(|a| a.presence == presence));
+    let there =
+        roster.wait_for(|roster| roster.agent(&agent).is_some_and(|a| a.presence == presence));
     timeout(PATIENCE, there).await.unwrap().unwrap();
 }
 
@@ -187,7 +191,8 @@ async fn runs_a_program_in_a_terminal(fabric: Fabric) {
     let (agent, _) = fabric.agent("build-1");
     let (ann, _) = fabric.dashboard().await;
     let (bob, _) = fabric.dashboard().await;
-    let request = Request::shell(r"printf '\033[31mred\033[0m\n'; stty size; exit 3").terminal(100, 30);
+    let request =
+        Request::shell(r"printf '\033[31mred\033[0m\n'; stty size; exit 3").terminal(100, 30);
     let command = ann.run("build-1", request).await.unwrap();
     let (bytes, audit) = read(&mut command.terminal()).await;
     assert_eq!(bytes, b"\x1b[31mred\x1b[0m\r\n30 100\r\n");
@@ -214,7 +219,8 @@ async fn loses_no_byte_of_a_large_output_when_cables_are_cut(fabric: Fabric) {
     let cables = [agent_cable, ann_cable, bob_cable];
     let cutting = tokio::spawn(async move {
         for cable in cables.iter().cycle().take(6) {
-            tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_millis(150)).await;
+            tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_millis(150))
+                .await;
             cable.cut();
         }
     });
@@ -244,7 +250,8 @@ async fn interrupts_and_stops(fabric: Fabric) {
     let (_agent, _) = fabric.agent("build-1");
     let (ann, _) = fabric.dashboard().await;
     let (bob, _) = fabric.dashboard().await;
-    let sleeping = ann.run("build-1", Request::argv(["sleep", "600"]).terminal(80, 24)).await.unwrap();
+    let sleeping =
+        ann.run("build-1", Request::argv(["sleep", "600"]).terminal(80, 24)).await.unwrap();
     timeout(PATIENCE, sleeping.reached(CommandStatus::Running)).await.unwrap().unwrap();
     let low = ann.run("build-1", Request::shell("exit 0").priority(Priority::Low)).await.unwrap();
     let high = bob.run("build-1", Request::shell("exit 0").priority(Priority::High)).await.unwrap();

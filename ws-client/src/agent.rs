@@ -333,7 +333,8 @@ async fn run_commands(
     }
     // Nobody will ever hear of what still runs: the hub does not want this
     // agent back. (After a stop, nothing runs any more.)
-    let tasks = shared.quietly(|core, _| core.running.drain().filter_map(|(_, r)| r.task).collect());
+    let tasks =
+        shared.quietly(|core, _| core.running.drain().filter_map(|(_, r)| r.task).collect());
     let tasks: Vec<AbortHandle> = tasks;
     for task in tasks {
         tracing::warn!(target: "trunkline::client", "dropping a command: the hub does not want this agent back");
@@ -358,9 +359,10 @@ fn begin_command(shared: &Arc<Shared<Core>>, handler: &Arc<dyn CommandHandler>, 
         // A handler that panics has failed; what it shares with the agent is
         // behind the agent's own lock.
         let life = std::panic::AssertUnwindSafe(async { handler.run(execution).await });
-        let outcome = life.catch_unwind().await.unwrap_or_else(|_| {
-            Outcome::Failed("the handler panicked".into())
-        });
+        let outcome = life
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| Outcome::Failed("the handler panicked".into()));
         of_task.with(|core, now| {
             core.running.remove(&id);
             core.core.ended(id, outcome, now);

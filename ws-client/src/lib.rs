@@ -1,4 +1,44 @@
-//! Agents and dashboards.
+//! Agents and dashboards for trunkline: they connect to a hub, for ever, and
+//! go on where they stood.
+//!
+//! An agent that runs real programs in real terminals:
+//!
+//! ```no_run
+//! use trunkline_client::{Agent, Programs};
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let agent = Agent::builder("ws://127.0.0.1:7070", "build-1")?.connect(Programs::new());
+//!     println!("{}", agent.closed().await);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A dashboard that runs a command and shows what its terminal shows:
+//!
+//! ```no_run
+//! use trunkline_client::{Dashboard, Request, TerminalEvent};
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let dashboard = Dashboard::builder("ws://127.0.0.1:7070")?.connect();
+//!     let command = dashboard.run("build-1", Request::argv(["ls", "-l"])).await?;
+//!     let mut terminal = command.terminal();
+//!     while let Some(event) = terminal.next().await {
+//!         if let TerminalEvent::Output { data, .. } = event {
+//!             print!("{}", String::from_utf8_lossy(&data));
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! Both reconnect by themselves ([`Backoff`]), say how they are
+//! ([`ConnectionState`]), and resume by position: no byte is lost or doubled
+//! as long as the hub's log or the agent's tail holds it, and what is lost is
+//! named. What runs a command is your [`CommandHandler`], or [`Programs`]. The
+//! pure halves are in [`core`], for simulators and other runtimes.
+
 mod agent;
 pub mod connector;
 pub mod core;

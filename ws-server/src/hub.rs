@@ -200,7 +200,11 @@ impl Hub {
     /// the transport.
     pub fn attach<T>(&self, transport: T, token: Option<Secret>)
     where
-        T: Stream<Item = io::Result<Frame>> + Sink<Frame, Error = io::Error> + Send + Unpin + 'static,
+        T: Stream<Item = io::Result<Frame>>
+            + Sink<Frame, Error = io::Error>
+            + Send
+            + Unpin
+            + 'static,
     {
         if let Some(life) = run_link(&self.shared, transport, token, Duration::ZERO) {
             tokio::spawn(life);

@@ -61,7 +61,11 @@ async fn text_that_is_not_utf8() {
         (1007, "a surrogate", frame(FIN | TEXT, b"\xed\xa0\x80")),
         (1007, "beyond U+10FFFF", frame(FIN | TEXT, b"\xf4\x90\x80\x80")),
         (1007, "cut short", frame(FIN | TEXT, &half[..2])),
-        (1007, "cut short over fragments", [frame(TEXT, &half[..1]), frame(FIN, &half[1..2])].concat()),
+        (
+            1007,
+            "cut short over fragments",
+            [frame(TEXT, &half[..1]), frame(FIN, &half[1..2])].concat(),
+        ),
         (1007, "a close reason", frame(FIN | CLOSE, b"\x03\xe8\xff")),
     ])
     .await;
@@ -93,7 +97,11 @@ async fn lengths_that_cannot_be() {
         (1009, "a terabyte", length(1 << 40)),
         (1009, "15 MB declared, 4 bytes sent", [length(15 * MIB), vec![1, 2, 3, 4]].concat()),
         (1009, "a byte too long", length(MIB + 1)),
-        (1009, "a close of a terabyte", [&[FIN | CLOSE, 0xff][..], &(1u64 << 40).to_be_bytes(), &[0; 4]].concat()),
+        (
+            1009,
+            "a close of a terabyte",
+            [&[FIN | CLOSE, 0xff][..], &(1u64 << 40).to_be_bytes(), &[0; 4]].concat(),
+        ),
     ])
     .await;
 }
@@ -206,7 +214,11 @@ async fn a_message_begun_and_never_ended() {
         (1008, "a fragment, then silence", frame(TEXT, b"{")),
         (1008, "half a header", vec![FIN | TEXT]),
         (1008, "a header, no mask", vec![FIN | TEXT, 0x85]),
-        (1008, "a megabyte declared, four bytes sent", [head(FIN | TEXT, MIB), b"    ".to_vec()].concat()),
+        (
+            1008,
+            "a megabyte declared, four bytes sent",
+            [head(FIN | TEXT, MIB), b"    ".to_vec()].concat(),
+        ),
         (1008, "half a ping", head(FIN | PING, 10)),
         (1008, "a fragment and a ping", [frame(TEXT, b"{"), frame(FIN | PING, b"")].concat()),
     ])
@@ -242,7 +254,9 @@ async fn a_message_that_trickles_in_has_one_deadline() {
 #[tokio::test]
 async fn half_a_frame_and_a_reset() {
     let mut stage = Stage::new().await;
-    for cut in [vec![FIN | TEXT], [head(FIN | TEXT, 1000), b"{".to_vec()].concat(), frame(TEXT, b"{")] {
+    for cut in
+        [vec![FIN | TEXT], [head(FIN | TEXT, 1000), b"{".to_vec()].concat(), frame(TEXT, b"{")]
+    {
         for mut raw in [stage.stranger().await, stage.guest_dashboard("guest").await] {
             raw.send(&cut).await.unwrap();
             // Zero: the connection is reset when it is dropped.

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use trunkline_server::hooks::BoxFuture;
-use trunkline_server::{
-    Anyone, AuthError, Authenticator, Credentials, Hub, Identity, TokenTable,
-};
+use trunkline_server::{Anyone, AuthError, Authenticator, Credentials, Hub, Identity, TokenTable};
 
 use crate::raw::{BINARY, FIN, Heard, frame, text, word};
 use crate::stage::{
@@ -118,7 +116,11 @@ async fn tokens_that_open_nothing() {
     let mut elsewhere = stage.stranger().await;
     elsewhere.say(&dashboard_greeting("watcher").replace("of-watcher", "of-stranger")).await;
     elsewhere.until("connection:ack").await;
-    elsewhere.say(&format!(r#"{{"type":"command:interrupt","id":"i","payload":{{"command":"{COMMAND}"}}}}"#)).await;
+    elsewhere
+        .say(&format!(
+            r#"{{"type":"command:interrupt","id":"i","payload":{{"command":"{COMMAND}"}}}}"#
+        ))
+        .await;
     elsewhere.refused("not_found", None).await;
     drop(elsewhere);
     stage.goes_on_alone().await;
@@ -142,7 +144,9 @@ impl Authenticator for Slow {
 #[tokio::test]
 async fn something_between_the_greeting_and_its_answer() {
     let mut stage = Stage::of(Hub::builder().limits(limits()).authenticator(Slow)).await;
-    for early in [subscribe("honest"), dashboard_greeting("slow"), r#"{"type":"heartbeat:ping"}"#.into()] {
+    for early in
+        [subscribe("honest"), dashboard_greeting("slow"), r#"{"type":"heartbeat:ping"}"#.into()]
+    {
         let mut eager = stage.stranger().await;
         eager.send(&[text(&dashboard_greeting("slow")), text(&early)].concat()).await.unwrap();
         eager.closed(4400).await;
@@ -163,7 +167,9 @@ async fn a_superseded_link_changes_nothing_any_more() {
     // All that it says after its close, before it has read it.
     let words = [
         output(GUEST_STREAM, 0, "forged"),
-        format!(r#"{{"type":"command:complete","payload":{{"command":"{command}","attempt":1,"status":"failed","end":{{}}}}}}"#),
+        format!(
+            r#"{{"type":"command:complete","payload":{{"command":"{command}","attempt":1,"status":"failed","end":{{}}}}}}"#
+        ),
         r#"{"type":"agent:status","payload":{"note":"forged"}}"#.into(),
         r#"{"type":"agent:disconnect"}"#.into(),
     ];
@@ -199,12 +205,15 @@ async fn an_agent_cannot_claim_what_is_anothers() {
     for listed in [held(COMMAND, STREAM), held(COMMAND, GUEST_STREAM), held(mine, STREAM)] {
         let mut thief = stage.stranger().await;
         let greeting = agent_greeting("thief");
-        let greeting = greeting.replace(r#""protocols":[1]"#, &format!(r#""protocols":[1],"commands":[{listed}]"#));
+        let greeting = greeting
+            .replace(r#""protocols":[1]"#, &format!(r#""protocols":[1],"commands":[{listed}]"#));
         thief.say(&greeting).await;
         thief.until("connection:ack").await;
         thief.say(&output(STREAM, 0, "forged")).await;
         thief.refused("not_found", Some("payload.stream")).await;
-        let over = format!(r#"{{"type":"command:complete","payload":{{"command":"{COMMAND}","attempt":1,"status":"failed","end":{{}}}}}}"#);
+        let over = format!(
+            r#"{{"type":"command:complete","payload":{{"command":"{COMMAND}","attempt":1,"status":"failed","end":{{}}}}}}"#
+        );
         thief.say(&over).await;
         thief.say(&format!(r#"{{"type":"command:complete","payload":{{"command":"{mine}","attempt":1,"status":"failed","end":{{}}}}}}"#)).await;
         thief.lives(1).await;

@@ -119,7 +119,11 @@ async fn what_is_not_a_websocket_handshake_at_all() {
         ("400", with("Host: hub.example", "Ho st: hub.example").into_bytes()),
         ("400", with("Host: hub.example", "Host: a\0b").into_bytes()),
         ("400", with("GET / ", "GET \u{7f} ").into_bytes()),
-        ("403", with("Host: hub.example", "Host: hub.example\r\nOrigin: https://evil.example").into_bytes()),
+        (
+            "403",
+            with("Host: hub.example", "Host: hub.example\r\nOrigin: https://evil.example")
+                .into_bytes(),
+        ),
     ])
     .await;
 }

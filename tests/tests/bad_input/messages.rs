@@ -2,7 +2,9 @@
 //! where there is one, the field; the link lives on.
 
 use crate::raw::{BINARY, FIN, Raw, frame, word};
-use crate::stage::{COMMAND, STREAM, Stage, agent_greeting, dashboard_greeting, output, request, subscribe};
+use crate::stage::{
+    COMMAND, STREAM, Stage, agent_greeting, dashboard_greeting, output, request, subscribe,
+};
 
 /// A message, and how it is refused: the code and the field.
 type Case<'a> = (String, &'a str, Option<&'a str>);
@@ -43,7 +45,15 @@ async fn refused_to_both<'a>(cases: impl Fn() -> Vec<Case<'a>>) {
 async fn not_json() {
     refused_to_both(|| {
         [
-            "", " ", "hello", "{", "}", "{\"type\":", "{\"type\":\"heartbeat:ping\"", "nul", "NaN",
+            "",
+            " ",
+            "hello",
+            "{",
+            "}",
+            "{\"type\":",
+            "{\"type\":\"heartbeat:ping\"",
+            "nul",
+            "NaN",
             "{'type':'heartbeat:ping'}",
             "{\"type\":\"heartbeat:ping\"}{\"type\":\"heartbeat:ping\"}",
             "{\"type\":\"heartbeat:ping\"},",
@@ -61,9 +71,10 @@ async fn not_json() {
 #[tokio::test]
 async fn wrong_shapes() {
     refused_to_both(|| {
-        let mut cases = ["null", "42", "\"heartbeat:ping\"", "true", "[]", "{\"type\":\"\\ud800\"}"]
-            .map(|json| invalid(json, None))
-            .to_vec();
+        let mut cases =
+            ["null", "42", "\"heartbeat:ping\"", "true", "[]", "{\"type\":\"\\ud800\"}"]
+                .map(|json| invalid(json, None))
+                .to_vec();
         cases.extend([
             invalid(r#"["heartbeat:ping"]"#, None),
             invalid(r#"[{"type":"heartbeat:ping"}]"#, None),
@@ -91,9 +102,15 @@ async fn wrong_shapes() {
 async fn unknown_types() {
     refused_to_both(|| {
         let long = format!(r#"{{"type":"{}"}}"#, "x".repeat(1_000_000));
-        [r#"{"type":""}"#, r#"{"type":"ping"}"#, r#"{"type":"Heartbeat:ping"}"#, r#"{"type":"agent:self-destruct"}"#, &long]
-            .map(|json| invalid(json, Some("type")))
-            .to_vec()
+        [
+            r#"{"type":""}"#,
+            r#"{"type":"ping"}"#,
+            r#"{"type":"Heartbeat:ping"}"#,
+            r#"{"type":"agent:self-destruct"}"#,
+            &long,
+        ]
+        .map(|json| invalid(json, Some("type")))
+        .to_vec()
     })
     .await;
 }
@@ -108,8 +125,12 @@ async fn an_agent_speaking_a_dashboards_lines() {
         r#"{"type":"unsubscribe","payload":{"terminals":[]}}"#.into(),
         r#"{"type":"system:emergency-stop","payload":{}}"#.into(),
         format!(r#"{{"type":"command:interrupt","payload":{{"command":"{COMMAND}"}}}}"#),
-        format!(r#"{{"type":"terminal:input","payload":{{"command":"{COMMAND}","offset":0,"data":"rm"}}}}"#),
-        format!(r#"{{"type":"terminal:resize","payload":{{"command":"{COMMAND}","size":{{"cols":1,"rows":1}}}}}}"#),
+        format!(
+            r#"{{"type":"terminal:input","payload":{{"command":"{COMMAND}","offset":0,"data":"rm"}}}}"#
+        ),
+        format!(
+            r#"{{"type":"terminal:resize","payload":{{"command":"{COMMAND}","size":{{"cols":1,"rows":1}}}}}}"#
+        ),
         format!(r#"{{"type":"terminal:shown","payload":{{"stream":"{STREAM}","offset":0}}}}"#),
         r#"{"type":"dashboard:disconnect"}"#.into(),
         // And the hub's own.
@@ -133,10 +154,18 @@ async fn a_dashboard_speaking_an_agents_lines() {
         output(STREAM, 0, "forged"),
         r#"{"type":"agent:status","payload":{}}"#.into(),
         r#"{"type":"agent:disconnect"}"#.into(),
-        format!(r#"{{"type":"command:started","payload":{{"command":"{COMMAND}","attempt":1,"stream":"{STREAM}"}}}}"#),
-        format!(r#"{{"type":"command:complete","payload":{{"command":"{COMMAND}","attempt":1,"status":"completed","end":{{}}}}}}"#),
-        format!(r#"{{"type":"terminal:gap","payload":{{"stream":"{STREAM}","from":0,"to":9,"reason":"evicted"}}}}"#),
-        format!(r#"{{"type":"terminal:input-taken","payload":{{"command":"{COMMAND}","writer":"watcher","offset":9}}}}"#),
+        format!(
+            r#"{{"type":"command:started","payload":{{"command":"{COMMAND}","attempt":1,"stream":"{STREAM}"}}}}"#
+        ),
+        format!(
+            r#"{{"type":"command:complete","payload":{{"command":"{COMMAND}","attempt":1,"status":"completed","end":{{}}}}}}"#
+        ),
+        format!(
+            r#"{{"type":"terminal:gap","payload":{{"stream":"{STREAM}","from":0,"to":9,"reason":"evicted"}}}}"#
+        ),
+        format!(
+            r#"{{"type":"terminal:input-taken","payload":{{"command":"{COMMAND}","writer":"watcher","offset":9}}}}"#
+        ),
         agent_greeting("honest"),
         dashboard_greeting("guest"),
         dashboard_greeting("watcher"),
@@ -161,20 +190,36 @@ async fn ids_that_are_none() {
     let mut dashboard = stage.guest_dashboard("guest").await;
     let long = "x".repeat(129);
     let huge = "x".repeat(1_000_000);
-    let names = ["", &long, &huge, "../etc", "a b", "a\\u0000", "a\\nb", "b\u{fc}ro", "a>b.*", "\u{202e}nimda"];
+    let names = [
+        "",
+        &long,
+        &huge,
+        "../etc",
+        "a b",
+        "a\\u0000",
+        "a\\nb",
+        "b\u{fc}ro",
+        "a>b.*",
+        "\u{202e}nimda",
+    ];
     let field = Some("payload.terminals[0].agent");
     let terminals = names.map(|name| invalid(subscribe(name), field));
     refused(&mut dashboard, terminals).await;
-    let requests = names.map(|name| invalid(format!(r#"{{"type":"heartbeat:ping","id":"{name}"}}"#), Some("id")));
+    let requests = names
+        .map(|name| invalid(format!(r#"{{"type":"heartbeat:ping","id":"{name}"}}"#), Some("id")));
     refused(&mut dashboard, requests).await;
     let serials = [
-        "", "7", &long, &huge,
+        "",
+        "7",
+        &long,
+        &huge,
         "0191D4A8-5A3C-7F00-8000-00000000000C",
         "{0191d4a8-5a3c-7f00-8000-00000000000c}",
         "0191d4a85a3c7f008000000000000c",
         "0191d4a8-5a3c-7f00-8000-00000000000g",
     ];
-    let commands = serials.map(|serial| invalid(request("r", serial, "honest"), Some("payload.command")));
+    let commands =
+        serials.map(|serial| invalid(request("r", serial, "honest"), Some("payload.command")));
     refused(&mut dashboard, commands).await;
     drop(dashboard);
     stage.goes_on_alone().await;
@@ -184,7 +229,18 @@ async fn ids_that_are_none() {
 async fn numbers_that_are_none() {
     let mut stage = Stage::new().await;
     let mut dashboard = stage.guest_dashboard("guest").await;
-    let ns = ["-1", "1.5", "1e3", "1e999", "18446744073709551616", "-0.0", "0x10", "1_000", "\"1\"", "99999999999999999999999999"];
+    let ns = [
+        "-1",
+        "1.5",
+        "1e3",
+        "1e999",
+        "18446744073709551616",
+        "-0.0",
+        "0x10",
+        "1_000",
+        "\"1\"",
+        "99999999999999999999999999",
+    ];
     let cases = ns.map(|n| {
         let json = format!(r#"{{"type":"heartbeat:ping","payload":{{"n":{n}}}}}"#);
         match n {
@@ -196,11 +252,14 @@ async fn numbers_that_are_none() {
     });
     refused(&mut dashboard, cases).await;
     let times = ["-1", "1e300", "253402300800000", "18446744073709551615", "\"now\""];
-    let cases = times.map(|ts| invalid(format!(r#"{{"type":"heartbeat:ping","ts":{ts}}}"#), Some("ts")));
+    let cases =
+        times.map(|ts| invalid(format!(r#"{{"type":"heartbeat:ping","ts":{ts}}}"#), Some("ts")));
     refused(&mut dashboard, cases).await;
     let offsets = ["-1", "9223372036854775808", "18446744073709551615"];
     let cases = offsets.map(|offset| {
-        let json = format!(r#"{{"type":"terminal:shown","payload":{{"stream":"{STREAM}","offset":{offset}}}}}"#);
+        let json = format!(
+            r#"{{"type":"terminal:shown","payload":{{"stream":"{STREAM}","offset":{offset}}}}}"#
+        );
         invalid(json, Some("payload.offset"))
     });
     refused(&mut dashboard, cases).await;
@@ -220,7 +279,9 @@ async fn numbers_that_are_none() {
     // The largest of each kind are numbers like any other.
     dashboard.say(r#"{"type":"heartbeat:ping","ts":253402300799999,"payload":{"n":18446744073709551615}}"#).await;
     assert!(dashboard.until("heartbeat:pong").await.contains("18446744073709551615"));
-    let far = format!(r#"{{"type":"terminal:shown","payload":{{"stream":"{STREAM}","offset":9223372036854775807}}}}"#);
+    let far = format!(
+        r#"{{"type":"terminal:shown","payload":{{"stream":"{STREAM}","offset":9223372036854775807}}}}"#
+    );
     dashboard.say(&far).await;
     dashboard.lives(1).await;
     drop(dashboard);
@@ -264,7 +325,12 @@ async fn nesting_and_counts() {
     )
     .await;
     // One bad message costs only itself.
-    dashboard.say(&batch(&[r#"{"type":"x","id":"first"}"#, r#"{"type":"heartbeat:ping","payload":{"n":77}}"#])).await;
+    dashboard
+        .say(&batch(&[
+            r#"{"type":"x","id":"first"}"#,
+            r#"{"type":"heartbeat:ping","payload":{"n":77}}"#,
+        ]))
+        .await;
     let error = dashboard.refused("invalid_message", Some("type")).await;
     assert_eq!(word(&error, "in_reply_to"), Some("first"));
     assert!(dashboard.until("heartbeat:pong").await.contains("\"n\":77"));
@@ -276,7 +342,9 @@ async fn nesting_and_counts() {
 async fn subscriptions_refuse_what_they_do_not_know() {
     let mut stage = Stage::new().await;
     let mut dashboard = stage.guest_dashboard("guest").await;
-    let one = |fields: &str| format!(r#"{{"type":"subscribe","payload":{{"terminals":[{{{fields}}}]}}}}"#);
+    let one = |fields: &str| {
+        format!(r#"{{"type":"subscribe","payload":{{"terminals":[{{{fields}}}]}}}}"#)
+    };
     let at = |field: &str| format!("payload.terminals[0].{field}");
     let (lag, from, positions, typo) = (at("lag"), at("from"), at("positions"), at("windov_bytes"));
     refused(
@@ -286,14 +354,24 @@ async fn subscriptions_refuse_what_they_do_not_know() {
             invalid(one(r#""agent":"honest","lag":"sometimes""#), Some(&lag)),
             invalid(one(r#""agent":"honest","from":"end""#), Some(&from)),
             invalid(one(""), Some("payload.terminals[0]")),
-            invalid(one(&format!(r#""agent":"honest","command":"{COMMAND}""#)), Some("payload.terminals[0]")),
+            invalid(
+                one(&format!(r#""agent":"honest","command":"{COMMAND}""#)),
+                Some("payload.terminals[0]"),
+            ),
             invalid(one(r#""agent":"honest","positions":[]"#), Some(&positions)),
-            invalid(r#"{"type":"subscribe","payload":{"terminals":[],"agents":[]}}"#, Some("payload.agents")),
-            invalid(r#"{"type":"subscribe","payload":{"terminals":[["honest"]]}}"#, Some("payload.terminals[0]")),
+            invalid(
+                r#"{"type":"subscribe","payload":{"terminals":[],"agents":[]}}"#,
+                Some("payload.agents"),
+            ),
+            invalid(
+                r#"{"type":"subscribe","payload":{"terminals":[["honest"]]}}"#,
+                Some("payload.terminals[0]"),
+            ),
         ],
     )
     .await;
-    let many = (0..1025).map(|n| format!(r#"{{"agent":"agent-{n}"}}"#)).collect::<Vec<_>>().join(",");
+    let many =
+        (0..1025).map(|n| format!(r#"{{"agent":"agent-{n}"}}"#)).collect::<Vec<_>>().join(",");
     dashboard.say(&format!(r#"{{"type":"subscribe","payload":{{"terminals":[{many}]}}}}"#)).await;
     dashboard.refused("limit_reached", Some("payload.terminals")).await;
     dashboard.lives(1).await;
@@ -307,7 +385,9 @@ async fn commands_that_are_none() {
     let mut dashboard = stage.guest_dashboard("guest").await;
     let spec = |spec: &str| {
         let command = "0191d4a8-5a3c-7f00-8000-000000000077";
-        format!(r#"{{"type":"command:request","id":"r","payload":{{"command":"{command}","agent":"honest","spec":{spec}}}}}"#)
+        format!(
+            r#"{{"type":"command:request","id":"r","payload":{{"command":"{command}","agent":"honest","spec":{spec}}}}}"#
+        )
     };
     let long = "x".repeat(70_000);
     let many = ["\"x\""; 1025].join(",");
@@ -321,10 +401,19 @@ async fn commands_that_are_none() {
             invalid(spec(r#"{"run":{"argv":[]}}"#), Some("payload.spec.run.argv")),
             invalid(spec(r#"{"run":{"argv":[""]}}"#), Some("payload.spec.run.argv")),
             invalid(spec(r#"{"run":{"argv":["a","b\u0000"]}}"#), Some("payload.spec.run.argv")),
-            invalid(spec(&format!(r#"{{"run":{{"argv":[{many}]}}}}"#)), Some("payload.spec.run.argv")),
+            invalid(
+                spec(&format!(r#"{{"run":{{"argv":[{many}]}}}}"#)),
+                Some("payload.spec.run.argv"),
+            ),
             invalid(spec(&format!(r#"{{"run":{{"shell":"{long}"}}}}"#)), Some("payload.spec")),
-            invalid(spec(&format!(r#"{{"run":{{"text":"a"}},"env":{{{env}}}}}"#)), Some("payload.spec.env")),
-            invalid(spec(r#"{"run":{"text":"a"},"run_for_ms":-1}"#), Some("payload.spec.run_for_ms")),
+            invalid(
+                spec(&format!(r#"{{"run":{{"text":"a"}},"env":{{{env}}}}}"#)),
+                Some("payload.spec.env"),
+            ),
+            invalid(
+                spec(r#"{"run":{"text":"a"},"run_for_ms":-1}"#),
+                Some("payload.spec.run_for_ms"),
+            ),
         ],
     )
     .await;

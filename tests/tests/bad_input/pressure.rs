@@ -26,7 +26,12 @@ fn alone(name: &str, test: impl Future<Output = ()>) {
         assert!(status.unwrap().success(), "{name}");
         return;
     }
-    runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test);
+    runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
 }
 
 /// A figure of `/proc/self/status`, in bytes.
@@ -103,7 +108,9 @@ fn a_megabyte_of_zeros() {
         }
         // Before a greeting no more than after it.
         let rise = Rise::begin();
-        for (before, after) in [("", ""), (r#"{"type":"agent:connect","payload":{"commands":"#, "}}")] {
+        for (before, after) in
+            [("", ""), (r#"{"type":"agent:connect","payload":{"commands":"#, "}}")]
+        {
             let mut stranger = stage.stranger().await;
             say_zeros(&mut stranger, before, after, MIB - 200).await;
             stranger.until("error").await;
@@ -117,7 +124,11 @@ fn a_megabyte_of_zeros() {
 #[test]
 fn declared_and_not_sent() {
     alone("declared_and_not_sent", async {
-        let limits = Limits { message_timeout: Duration::from_secs(20), greeting_timeout: Duration::from_secs(20), ..limits() };
+        let limits = Limits {
+            message_timeout: Duration::from_secs(20),
+            greeting_timeout: Duration::from_secs(20),
+            ..limits()
+        };
         let mut stage = Stage::of(Hub::builder().limits(limits)).await;
         let mut guests = Vec::new();
         for _ in 0..200 {
@@ -207,11 +218,8 @@ async fn write_out(guest: &mut Raw, total: u64) {
 #[test]
 fn a_reader_that_never_reads() {
     alone("a_reader_that_never_reads", async {
-        let limits = Limits {
-            log_bytes_per_stream: MIB,
-            terminal_bytes_per_second: 1 << 40,
-            ..limits()
-        };
+        let limits =
+            Limits { log_bytes_per_stream: MIB, terminal_bytes_per_second: 1 << 40, ..limits() };
         let mut stage = Stage::of(Hub::builder().limits(limits)).await;
         let mut slow = Vec::new();
         for n in 0..20 {
@@ -264,7 +272,12 @@ fn endless_gaps() {
                     )
                 })
                 .collect();
-            guest.say(&format!(r#"{{"type":"batch","payload":{{"messages":[{}]}}}}"#, gaps.join(","))).await;
+            guest
+                .say(&format!(
+                    r#"{{"type":"batch","payload":{{"messages":[{}]}}}}"#,
+                    gaps.join(",")
+                ))
+                .await;
         }
         guest.lives(1).await;
         rise.at_most(8 * MIB);
@@ -281,7 +294,13 @@ async fn more_commands_than_a_queue_holds() {
     // there.
     let batch = |from: usize| {
         let requests: Vec<String> = (from..from + 100)
-            .map(|n| request(&format!("r{n}"), &format!("0191d4a8-5a3c-7f00-8000-0000000003{n:02x}"), "absent"))
+            .map(|n| {
+                request(
+                    &format!("r{n}"),
+                    &format!("0191d4a8-5a3c-7f00-8000-0000000003{n:02x}"),
+                    "absent",
+                )
+            })
             .collect();
         text(&format!(r#"{{"type":"batch","payload":{{"messages":[{}]}}}}"#, requests.join(",")))
     };
@@ -315,7 +334,12 @@ fn dashboards_that_come_once() {
                 let asks: Vec<String> = (0..100)
                     .map(|n| format!(r#"{{"type":"system:emergency-stop","id":"s{n}","payload":{{"agents":["nobody"]}}}}"#))
                     .collect();
-                guest.say(&format!(r#"{{"type":"batch","payload":{{"messages":[{}]}}}}"#, asks.join(","))).await;
+                guest
+                    .say(&format!(
+                        r#"{{"type":"batch","payload":{{"messages":[{}]}}}}"#,
+                        asks.join(",")
+                    ))
+                    .await;
                 guest.lives(came).await;
             }
             stage.goes_on_alone().await;

@@ -65,7 +65,9 @@ pub(crate) fn output(stream: &str, offset: u64, data: &str) -> String {
 
 /// `subscribe` to the terminals of an agent.
 pub(crate) fn subscribe(agent: &str) -> String {
-    format!(r#"{{"type":"subscribe","id":"subscribe","payload":{{"terminals":[{{"agent":"{agent}"}}]}}}}"#)
+    format!(
+        r#"{{"type":"subscribe","id":"subscribe","payload":{{"terminals":[{{"agent":"{agent}"}}]}}}}"#
+    )
 }
 
 pub(crate) struct Stage {

@@ -5,7 +5,9 @@ use trunkline_server::Hub;
 use trunkline_server::protocol::limits::Limits;
 
 use crate::raw::{BINARY, FIN, Heard, frame, number, text, word};
-use crate::stage::{COMMAND, GUEST_COMMAND, GUEST_STREAM, STREAM, Stage, limits, output, subscribe};
+use crate::stage::{
+    COMMAND, GUEST_COMMAND, GUEST_STREAM, STREAM, Stage, limits, output, subscribe,
+};
 
 const NOWHERE: &str = "0191d4a8-5a3c-7f00-8000-0000000000ff";
 
@@ -44,7 +46,12 @@ async fn offsets_that_jump_go_back_or_overflow() {
     // Numbers that are no offsets.
     let huge = ["-1", "1.0", "9223372036854775808", "18446744073709551615", "18446744073709551616"];
     for offset in huge {
-        guest.say(&output(GUEST_STREAM, 0, "x").replace(r#""offset":0"#, &format!(r#""offset":{offset}"#))).await;
+        guest
+            .say(
+                &output(GUEST_STREAM, 0, "x")
+                    .replace(r#""offset":0"#, &format!(r#""offset":{offset}"#)),
+            )
+            .await;
         guest.refused("invalid_message", Some("payload.offset")).await;
     }
     for offset in [1 << 63, u64::MAX, (1 << 63) - 1] {
@@ -61,7 +68,9 @@ async fn gaps_that_are_none() {
     let mut stage = Stage::new().await;
     let mut guest = stage.running_guest("guest").await;
     let gap = |stream: &str, from: &str, to: &str| {
-        format!(r#"{{"type":"terminal:gap","payload":{{"stream":"{stream}","from":{from},"to":{to},"reason":"agent_overflow"}}}}"#)
+        format!(
+            r#"{{"type":"terminal:gap","payload":{{"stream":"{stream}","from":{from},"to":{to},"reason":"agent_overflow"}}}}"#
+        )
     };
     let cases = [
         (gap(GUEST_STREAM, "0", "0"), "invalid_message", "payload.to"),
@@ -96,7 +105,16 @@ async fn binary_output_that_is_none() {
         bad
     };
     let long = binary(GUEST_STREAM, 0, &[b'x'; 16 * 1024 + 1]);
-    let cases = [vec![], vec![1], good[..28].to_vec(), with(0, 2), with(1, 3), with(2, 1), with(3, 1), with(20, 0x80)];
+    let cases = [
+        vec![],
+        vec![1],
+        good[..28].to_vec(),
+        with(0, 2),
+        with(1, 3),
+        with(2, 1),
+        with(3, 1),
+        with(20, 0x80),
+    ];
     for bad in cases {
         guest.send(&frame(FIN | BINARY, &bad)).await.unwrap();
         guest.refused("invalid_message", None).await;
@@ -105,7 +123,12 @@ async fn binary_output_that_is_none() {
     guest.refused("invalid_message", Some("data")).await;
     guest.say(&output(GUEST_STREAM, 0, &"x".repeat(16 * 1024 + 1))).await;
     guest.refused("invalid_message", Some("payload.data")).await;
-    for data in [r#""data":"""#, r#""data":"a","data_base64":"YQ==""#, r#""data_base64":"???""#, r#""nothing":"""#] {
+    for data in [
+        r#""data":"""#,
+        r#""data":"a","data_base64":"YQ==""#,
+        r#""data_base64":"???""#,
+        r#""nothing":"""#,
+    ] {
         guest.say(&output(GUEST_STREAM, 0, "").replace(r#""data":"""#, data)).await;
         guest.until("error").await;
     }
@@ -125,12 +148,24 @@ async fn streams_and_commands_of_others() {
         guest.refused("not_found", Some("payload.stream")).await;
     }
     let words = [
-        format!(r#"{{"type":"command:complete","payload":{{"command":"{COMMAND}","attempt":1,"status":"failed","end":{{}}}}}}"#),
-        format!(r#"{{"type":"command:started","payload":{{"command":"{COMMAND}","attempt":1,"stream":"{NOWHERE}"}}}}"#),
-        format!(r#"{{"type":"command:started","payload":{{"command":"{GUEST_COMMAND}","attempt":1,"stream":"{STREAM}"}}}}"#),
-        format!(r#"{{"type":"command:started","payload":{{"command":"{GUEST_COMMAND}","attempt":2,"stream":"{NOWHERE}"}}}}"#),
-        format!(r#"{{"type":"command:interrupting","payload":{{"command":"{COMMAND}","attempt":1,"stage":"signalled"}}}}"#),
-        format!(r#"{{"type":"terminal:input-taken","payload":{{"command":"{COMMAND}","writer":"watcher","offset":99}}}}"#),
+        format!(
+            r#"{{"type":"command:complete","payload":{{"command":"{COMMAND}","attempt":1,"status":"failed","end":{{}}}}}}"#
+        ),
+        format!(
+            r#"{{"type":"command:started","payload":{{"command":"{COMMAND}","attempt":1,"stream":"{NOWHERE}"}}}}"#
+        ),
+        format!(
+            r#"{{"type":"command:started","payload":{{"command":"{GUEST_COMMAND}","attempt":1,"stream":"{STREAM}"}}}}"#
+        ),
+        format!(
+            r#"{{"type":"command:started","payload":{{"command":"{GUEST_COMMAND}","attempt":2,"stream":"{NOWHERE}"}}}}"#
+        ),
+        format!(
+            r#"{{"type":"command:interrupting","payload":{{"command":"{COMMAND}","attempt":1,"stage":"signalled"}}}}"#
+        ),
+        format!(
+            r#"{{"type":"terminal:input-taken","payload":{{"command":"{COMMAND}","writer":"watcher","offset":99}}}}"#
+        ),
     ];
     for word in words {
         guest.say(&word).await;
@@ -176,7 +211,9 @@ async fn words_about_commands_that_never_were() {
     let mut stage = Stage::new().await;
     let mut guest = stage.guest_agent("guest").await;
     let complete = |attempt: &str, status: &str| {
-        format!(r#"{{"type":"command:complete","payload":{{"command":"{NOWHERE}","attempt":{attempt},"status":"{status}","end":{{}}}}}}"#)
+        format!(
+            r#"{{"type":"command:complete","payload":{{"command":"{NOWHERE}","attempt":{attempt},"status":"{status}","end":{{}}}}}}"#
+        )
     };
     guest.say(&complete("4294967295", "completed")).await;
     guest.until("command:settled").await;

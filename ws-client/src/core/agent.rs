@@ -23,9 +23,9 @@ use trunkline_protocol::liveness::{Due, Liveness};
 use trunkline_protocol::message::{
     AgentAbout, AgentConnect, AgentReport, AgentToHub, Channel, CommandAccepted, CommandComplete,
     CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting, CommandSpec, CommandStarted,
-    CommandStatus, ConnectionAck, ControlAction, Disconnect, Envelope, ErrorCode, Feature, Greeting,
-    HeartbeatBeat, HeldCommand, HubToAgent, InterruptStage, LinkLimits, PROTOCOLS, Peer, Refusal,
-    Secret, TerminalInput, TerminalInputTaken, TerminalSize, TerminalTaken,
+    CommandStatus, ConnectionAck, ControlAction, Disconnect, Envelope, ErrorCode, Feature,
+    Greeting, HeartbeatBeat, HeldCommand, HubToAgent, InterruptStage, LinkLimits, PROTOCOLS, Peer,
+    Refusal, Secret, TerminalInput, TerminalInputTaken, TerminalSize, TerminalTaken,
 };
 use trunkline_protocol::stream::Coalescing;
 use trunkline_protocol::time::Now;
@@ -155,7 +155,11 @@ enum Stage {
     /// Given, and not begun.
     Accepted,
     Running,
-    Ended { status: CommandStatus, end: CommandEnd, settled: Option<Duration> },
+    Ended {
+        status: CommandStatus,
+        end: CommandEnd,
+        settled: Option<Duration>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -490,7 +494,10 @@ impl AgentCore {
 
     fn handle_ack(&mut self, ack: ConnectionAck, now: Now) {
         let Peer::Agent(me) = ack.peer else {
-            self.hang_up(Close::new(CloseCode::Violation, "the acknowledgement is for a dashboard"));
+            self.hang_up(Close::new(
+                CloseCode::Violation,
+                "the acknowledgement is for a dashboard",
+            ));
             return;
         };
         self.me = me;
@@ -803,8 +810,7 @@ impl AgentCore {
         let hold = self.setup.tail_hold;
         let commands = self.commands.values().flat_map(|held| {
             let tail = held.tail.as_ref();
-            let coalesced =
-                tail.filter(|_| up.is_some()).and_then(Tail::send_deadline);
+            let coalesced = tail.filter(|_| up.is_some()).and_then(Tail::send_deadline);
             let settled = match held.stage {
                 Stage::Ended { settled: Some(at), .. } => Some(at + SETTLED_KEPT),
                 Stage::Ended { settled: None, .. } | Stage::Accepted | Stage::Running => None,
@@ -812,7 +818,8 @@ impl AgentCore {
             let held_until = tail.and_then(|tail| tail.hold_deadline(hold));
             [held.run_until, held.kill_at, coalesced, settled, held_until]
         });
-        let others = [self.dialing.deadline(), up, self.stopping.filter(|_| !self.dialing.is_over())];
+        let others =
+            [self.dialing.deadline(), up, self.stopping.filter(|_| !self.dialing.is_over())];
         others.into_iter().chain(commands).flatten().min()
     }
 
@@ -954,7 +961,11 @@ impl Held {
         }
         if self.signalled {
             let stage = InterruptStage::Signalled;
-            words.push(AgentToHub::Interrupting(CommandInterrupting { command: id, attempt, stage }));
+            words.push(AgentToHub::Interrupting(CommandInterrupting {
+                command: id,
+                attempt,
+                stage,
+            }));
         }
         if let Stage::Ended { status, end, settled: None } = &self.stage {
             let (status, end) = (*status, end.clone());

@@ -58,7 +58,12 @@ impl<C: Driven> Shared<C> {
         let clock = Clock::start();
         let core = core(clock.now());
         let connection = watch::Sender::new(core.connection().clone());
-        Self { inside: Mutex::new(Inside { core, ears }), changed: Notify::new(), connection, clock }
+        Self {
+            inside: Mutex::new(Inside { core, ears }),
+            changed: Notify::new(),
+            connection,
+            clock,
+        }
     }
 
     /// Gives the core an input from a handle.

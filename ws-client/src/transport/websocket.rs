@@ -125,7 +125,9 @@ impl Stream for WebSocketLink {
                     let code = CloseCode::from_number(close.code.into());
                     Frame::Close(Close::new(code, close.reason.as_str()))
                 }
-                Some(Ok(Message::Close(None))) => Frame::Close(Close::new(CloseCode::GoingAway, "")),
+                Some(Ok(Message::Close(None))) => {
+                    Frame::Close(Close::new(CloseCode::GoingAway, ""))
+                }
                 // Pings are answered by the library.
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
             };

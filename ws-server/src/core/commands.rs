@@ -20,7 +20,8 @@ use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, InstanceId, Reque
 use trunkline_protocol::message::{
     Accepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting,
     CommandRequest, CommandSettled, CommandStarted, CommandState, CommandStatus, EmergencyStop,
-    ErrorCode, HeldCommand, HeldStream, HubToAgent, InterruptStage, Priority, Refusal, TerminalResize, TerminalSize,
+    ErrorCode, HeldCommand, HeldStream, HubToAgent, InterruptStage, Priority, Refusal,
+    TerminalResize, TerminalSize,
 };
 
 use super::agents::HELD_MAX;
@@ -295,8 +296,7 @@ impl Tenant {
         let hits = self.commands.iter().filter(|(_, command)| hit(command));
         let all: BTreeSet<CommandId> = hits.map(|(id, _)| *id).collect();
         for command in &all {
-            let interrupt =
-                CommandInterrupt { command: *command, attempt: None, grace_ms: None };
+            let interrupt = CommandInterrupt { command: *command, attempt: None, grace_ms: None };
             // It was in the table a moment ago: there is nothing to refuse.
             let _ = self.interrupt_command(wires, &interrupt);
         }
@@ -407,7 +407,9 @@ impl Tenant {
                 // queue have kept it after all, it is told to forget it.
                 let Some(command) = self.commands.remove(&id) else { return };
                 let tenant = self.id.clone();
-                wires.effects.push_back(Effect::Forget(QueueChange::Forgotten { tenant, command: id }));
+                wires
+                    .effects
+                    .push_back(Effect::Forget(QueueChange::Forgotten { tenant, command: id }));
                 for (dashboard, request) in command.waiting {
                     let refusal =
                         Refusal::new(ErrorCode::QueueUnavailable, "the queue did not store it");
@@ -711,7 +713,8 @@ impl Tenant {
         };
         if command.attempt > held.attempt && command.stage != Stage::Queued {
             // A later attempt is out: this one is to end, whatever it does.
-            let stop = CommandInterrupt { command: id, attempt: Some(held.attempt), grace_ms: None };
+            let stop =
+                CommandInterrupt { command: id, attempt: Some(held.attempt), grace_ms: None };
             let settled = CommandSettled { command: id, attempt: held.attempt };
             wires.send(link, HubToAgent::Interrupt(stop));
             wires.send(link, HubToAgent::Settled(settled));

@@ -275,10 +275,8 @@ impl Tenant {
             let streams = self.covered(&subscription);
             self.interests.entry(target.clone()).or_default().push(id);
             if let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) {
-                let kept = TerminalSubscription {
-                    positions: BTreeMap::new(),
-                    ..subscription.clone()
-                };
+                let kept =
+                    TerminalSubscription { positions: BTreeMap::new(), ..subscription.clone() };
                 dashboard.subscription.insert(target, kept);
             }
             open.extend(streams.into_iter().map(|stream| (stream, subscription.clone())));
@@ -378,7 +376,8 @@ impl Tenant {
         let taken = command.writers.entry(from.clone()).or_insert(input.offset);
         let end = input.offset.saturating_add(input.data.len() as u64);
         if end > taken.saturating_add(wires.limits.input_bytes_ahead) {
-            let message = format!("at most {} bytes ahead of what was taken", wires.limits.input_bytes_ahead);
+            let message =
+                format!("at most {} bytes ahead of what was taken", wires.limits.input_bytes_ahead);
             return Err(Refusal::new(ErrorCode::LimitReached, message).field("payload.offset"));
         }
         // An absent agent gets it again when it is back: it says how far it got.

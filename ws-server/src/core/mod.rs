@@ -38,9 +38,9 @@ use trunkline_protocol::ids::{DashboardId, HubInstance, QueueEpoch, RequestId, T
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::liveness::{Due as Beat, Liveness};
 use trunkline_protocol::message::{
-    AgentConnect, AgentToHub, ConnectionAck, DashboardConnect, DashboardToHub, Direction,
-    Envelope, ErrorCode, Feature, Greeting, Heartbeat, HeartbeatBeat, HubToAgent, HubToDashboard,
-    PROTOCOLS, Peer, RefreshFailed, RefreshNeeded, RefreshSuccess, Refusal, Secret,
+    AgentConnect, AgentToHub, ConnectionAck, DashboardConnect, DashboardToHub, Direction, Envelope,
+    ErrorCode, Feature, Greeting, Heartbeat, HeartbeatBeat, HubToAgent, HubToDashboard, PROTOCOLS,
+    Peer, RefreshFailed, RefreshNeeded, RefreshSuccess, Refusal, Secret,
 };
 use trunkline_protocol::time::Now;
 
@@ -102,7 +102,8 @@ impl Core {
         for command in stored {
             let tenant = command.tenant.clone();
             let Self { wires, tenants, .. } = &mut core;
-            let tenant = tenants.entry(tenant.clone()).or_insert_with(|| Tenant::new(tenant, wires));
+            let tenant =
+                tenants.entry(tenant.clone()).or_insert_with(|| Tenant::new(tenant, wires));
             tenant.load_command(wires, command);
         }
         core
@@ -186,7 +187,8 @@ impl Core {
         self.wires.now = now;
         let limits = &self.wires.limits;
         let full = self.wires.links.len() >= limits.links_max;
-        let liveness = Liveness::new(limits.dashboard_idle, limits.dashboard_timeout, now.monotonic);
+        let liveness =
+            Liveness::new(limits.dashboard_idle, limits.dashboard_timeout, now.monotonic);
         let timeout = limits.greeting_timeout.saturating_sub(waited);
         self.wires.links.insert(id, Link::new(liveness, token));
         if full {
@@ -244,7 +246,9 @@ impl Core {
                             }
                             self.bound_logs();
                         }
-                        Err(error) => self.invalid::<AgentToHub>(id, frame, &Invalid { id: None, error }),
+                        Err(error) => {
+                            self.invalid::<AgentToHub>(id, frame, &Invalid { id: None, error })
+                        }
                     }
                 } else {
                     self.each(id, frame, |core, envelope| {
@@ -309,10 +313,12 @@ impl Core {
     // ---- greeting -------------------------------------------------------
 
     fn handle_greeting(&mut self, id: LinkId, frame: &Frame) {
-        let rules = Rules { message_bytes_max: self.wires.limits.greeting_bytes_max, ..self.wires.rules };
+        let rules =
+            Rules { message_bytes_max: self.wires.limits.greeting_bytes_max, ..self.wires.rules };
         // An agent lists what it holds, which may be more than a greeting's
         // worth: the transport has bounded the frame already.
-        let rules = if is_agent_greeting(frame, self.wires.rules) { self.wires.rules } else { rules };
+        let rules =
+            if is_agent_greeting(frame, self.wires.rules) { self.wires.rules } else { rules };
         let mut messages = codec::decode::<Greeting>(frame, rules);
         let greeting = match (messages.len(), messages.pop()) {
             (1, Some(Ok(greeting))) => greeting,
@@ -349,7 +355,10 @@ impl Core {
         let Some(link) = self.wires.links.get_mut(&id) else { return };
         let header = match &mut link.state {
             State::Greeting { header } => header.take(),
-            State::Authenticating { .. } | State::Agent(_) | State::Dashboard(_) | State::Closed => None,
+            State::Authenticating { .. }
+            | State::Agent(_)
+            | State::Dashboard(_)
+            | State::Closed => None,
         };
         let credentials = Credentials { role, token: token.or(header) };
         let Envelope { id: request, message, .. } = greeting;
@@ -546,7 +555,8 @@ impl Core {
             }
             AgentToHub::InputTaken(taken) => tenant.handle_input_taken(wires, agent, taken),
             AgentToHub::Log(_) => {
-                let refusal = Refusal::new(ErrorCode::Unsupported, "this hub takes no forwarded logs");
+                let refusal =
+                    Refusal::new(ErrorCode::Unsupported, "this hub takes no forwarded logs");
                 wires.send(id, HubToAgent::Error(refusal.reply_to(envelope.id)));
             }
             AgentToHub::Disconnect(_) => {
@@ -875,9 +885,15 @@ impl Core {
 }
 
 fn is_known(kind: &str) -> bool {
-    [Greeting::TYPES, AgentToHub::TYPES, HubToAgent::TYPES, DashboardToHub::TYPES, HubToDashboard::TYPES]
-        .iter()
-        .any(|types| types.contains(&kind))
+    [
+        Greeting::TYPES,
+        AgentToHub::TYPES,
+        HubToAgent::TYPES,
+        DashboardToHub::TYPES,
+        HubToDashboard::TYPES,
+    ]
+    .iter()
+    .any(|types| types.contains(&kind))
 }
 
 fn is_agent_greeting(frame: &Frame, rules: Rules) -> bool {

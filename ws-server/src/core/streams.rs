@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use trunkline_protocol::close::CloseCode;
-use trunkline_protocol::codec::binary::OutputHeader;
 use trunkline_protocol::codec;
+use trunkline_protocol::codec::binary::OutputHeader;
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::ids::{AgentId, CommandId, StreamId};
 use trunkline_protocol::message::{
@@ -167,7 +167,8 @@ impl Tenant {
         match self.streams.get_mut(&listed.stream) {
             Some(stream) if stream.agent == *agent => {
                 let stored = stream.log.end();
-                stream.allowed = stream.allowed.max(stored.saturating_add(wires.limits.grant_bytes));
+                stream.allowed =
+                    stream.allowed.max(stored.saturating_add(wires.limits.grant_bytes));
                 self.tell(wires, agent, listed.stream);
             }
             Some(_) => {}
@@ -199,7 +200,8 @@ impl Tenant {
         header: &OutputHeader,
         data: &Bytes,
     ) {
-        let Some(stream) = self.streams.get_mut(&header.stream).filter(|s| s.agent == *agent) else {
+        let Some(stream) = self.streams.get_mut(&header.stream).filter(|s| s.agent == *agent)
+        else {
             let refusal = Refusal::new(ErrorCode::NotFound, "no such stream");
             wires.send(link, HubToAgent::Error(refusal.field("payload.stream")));
             return;
@@ -422,7 +424,13 @@ impl Tenant {
     }
 
     /// What a view has shown lets a reader with a window go on.
-    pub(super) fn handle_shown(&mut self, wires: &mut Wires, id: LinkId, stream: StreamId, offset: u64) {
+    pub(super) fn handle_shown(
+        &mut self,
+        wires: &mut Wires,
+        id: LinkId,
+        stream: StreamId,
+        offset: u64,
+    ) {
         let Some(link) = wires.links.get_mut(&id) else { return };
         let Some(dashboard) = link.dashboard() else { return };
         let Some(reader) = dashboard.readers.get_mut(&stream) else { return };

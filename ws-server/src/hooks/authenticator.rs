@@ -182,7 +182,8 @@ impl TokenTable {
 }
 
 fn same(a: &[u8], b: &[u8]) -> bool {
-    let difference = a.iter().zip(b).fold(a.len() ^ b.len(), |acc, (x, y)| acc | usize::from(x ^ y));
+    let difference =
+        a.iter().zip(b).fold(a.len() ^ b.len(), |acc, (x, y)| acc | usize::from(x ^ y));
     std::hint::black_box(difference) == 0
 }
 
@@ -243,11 +244,18 @@ mod tests {
         };
         let agent = || Role::Agent("other".parse().unwrap());
         let identity = ask(agent(), Some("a-token")).await.unwrap();
-        assert_eq!(identity.agent.unwrap().as_str(), "build-1", "the table's id, not the proposed one");
+        assert_eq!(
+            identity.agent.unwrap().as_str(),
+            "build-1",
+            "the table's id, not the proposed one"
+        );
         assert!(matches!(ask(agent(), Some("d-token")).await, Err(AuthError::Forbidden(_))));
         assert!(matches!(ask(agent(), Some("a-toke")).await, Err(AuthError::Unauthorized(_))));
         assert!(matches!(ask(agent(), None).await, Err(AuthError::Unauthorized(_))));
-        assert!(matches!(ask(Role::Dashboard(None), Some("a-token")).await, Err(AuthError::Forbidden(_))));
+        assert!(matches!(
+            ask(Role::Dashboard(None), Some("a-token")).await,
+            Err(AuthError::Forbidden(_))
+        ));
         assert_eq!(ask(Role::Dashboard(None), Some("d-token")).await.unwrap().subject, "ann");
         assert!(!format!("{table:?}").contains("a-token"), "tokens are not shown");
     }

@@ -7,7 +7,9 @@ mod queue;
 use std::future::Future;
 use std::pin::Pin;
 
-pub use authenticator::{Anyone, AuthError, Authenticator, Credentials, Identity, Role, TokenTable};
+pub use authenticator::{
+    Anyone, AuthError, Authenticator, Credentials, Identity, Role, TokenTable,
+};
 pub use queue::{CommandQueue, MemoryQueue, QueueChange, QueueError, StoredCommand};
 
 /// A boxed future, so that hooks are object-safe.

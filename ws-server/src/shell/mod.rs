@@ -16,8 +16,8 @@ use trunkline_protocol::ids::{CommandId, TenantId};
 use trunkline_protocol::time::Now;
 
 use self::clock::Clock;
-pub(crate) use self::link::run_link;
 use self::link::WakeUp;
+pub(crate) use self::link::run_link;
 use crate::core::{Core, Effect, LinkId};
 use crate::hooks::{AuthError, Authenticator, CommandQueue, Credentials, QueueChange, QueueError};
 

@@ -131,7 +131,9 @@ async fn read_head<S: AsyncRead + Unpin>(socket: &mut S) -> io::Result<Result<Ve
         match end.map(|at| seen + at + 4) {
             Some(end) if end > HEAD_BYTES_MAX => return Ok(Err(TOO_LARGE)),
             Some(end) if end < head.len() => {
-                return Ok(Err(Refused::bad("nothing may follow before the handshake is answered")));
+                return Ok(Err(Refused::bad(
+                    "nothing may follow before the handshake is answered",
+                )));
             }
             Some(_) => return Ok(Ok(head)),
             None if head.len() > HEAD_BYTES_MAX => return Ok(Err(TOO_LARGE)),
@@ -145,7 +147,8 @@ fn judge(head: &[u8]) -> Result<(Vec<u8>, Option<Secret>), Refused> {
     let request = Request::try_parse(head).map_err(|error| Refused::of(&error))?;
     let Some((_, request)) = request else { return Err(Refused::bad("not HTTP/1.1")) };
     let headers = request.headers();
-    if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
+    if headers.contains_key(header::CONTENT_LENGTH)
+        || headers.contains_key(header::TRANSFER_ENCODING)
     {
         return Err(Refused::bad("a WebSocket handshake has no body"));
     }
@@ -175,9 +178,9 @@ fn has_real_key(headers: &HeaderMap) -> bool {
 
 fn offers_subprotocol(headers: &HeaderMap) -> bool {
     let lists = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    lists.filter_map(|list| list.to_str().ok()).any(|list| {
-        list.split(',').any(|name| name.trim() == SUBPROTOCOL)
-    })
+    lists
+        .filter_map(|list| list.to_str().ok())
+        .any(|list| list.split(',').any(|name| name.trim() == SUBPROTOCOL))
 }
 
 /// A browser names the origin of the page that connects (RFC 6455 §10.2): it

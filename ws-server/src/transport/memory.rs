@@ -41,7 +41,8 @@ impl std::fmt::Debug for Reserving {
 pub(crate) fn pair() -> (MemoryLink, MemoryLink) {
     let (a_out, b_in) = mpsc::channel(FRAMES);
     let (b_out, a_in) = mpsc::channel(FRAMES);
-    let end = |out, incoming| MemoryLink { out: Some(out), reserving: Reserving::Nothing, incoming };
+    let end =
+        |out, incoming| MemoryLink { out: Some(out), reserving: Reserving::Nothing, incoming };
     (end(a_out, a_in), end(b_out, b_in))
 }
 

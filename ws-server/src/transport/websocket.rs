@@ -12,10 +12,10 @@ use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WsCloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::limits::Limits;
@@ -98,10 +98,7 @@ fn sort(error: WsError) -> io::Error {
 
 fn is_loss(error: &tokio_tungstenite::tungstenite::error::ProtocolError) -> bool {
     use tokio_tungstenite::tungstenite::error::ProtocolError as E;
-    matches!(
-        error,
-        E::ResetWithoutClosingHandshake | E::ReceivedAfterClosing | E::SendAfterClosing
-    )
+    matches!(error, E::ResetWithoutClosingHandshake | E::ReceivedAfterClosing | E::SendAfterClosing)
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketLink<S> {
