@@ -64,10 +64,10 @@ impl Colours {
             self.state = match (std::mem::take(&mut self.state), c) {
                 (State::Hidden, '\x1b') => State::MaybeOver,
                 (State::Hidden, '\x07' | '\u{9c}') | (State::MaybeOver, '\\') => State::Text,
-                (State::Hidden | State::MaybeOver, _) => State::Hidden,
+                (State::Hidden | State::MaybeOver, _)
+                | (State::Escape, ']' | 'P' | 'X' | '^' | '_') => State::Hidden,
                 (_, '\x1b') => State::Escape,
                 (State::Escape, '[') => State::Sequence(String::new()),
-                (State::Escape, ']' | 'P' | 'X' | '^' | '_') => State::Hidden,
                 (State::Escape, ' '..='/') => State::OneMore,
                 (State::Escape | State::OneMore, _) => State::Text,
                 (State::Sequence(mut inner), '\x20'..='\x3f') => {

@@ -29,6 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut terminal = command.terminal();
     while let Some(event) = terminal.next().await {
         match event {
+            TerminalEvent::Opened { .. } => {}
             TerminalEvent::Output { data, .. } => std::io::stdout().write_all(&data)?,
             TerminalEvent::Ended { state, audit, .. } => {
                 println!("-- {}; every byte is here: {audit:?}", state.status);

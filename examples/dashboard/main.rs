@@ -35,6 +35,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use trunkline_client::protocol::close::CloseCode;
 use trunkline_client::{ConnectionState, Dashboard};
 use trunkline_examples::connection_in_words;
 
@@ -46,7 +47,10 @@ const TOKEN: &str = "TRUNKLINE_TOKEN";
 
 /// Sees every agent, runs commands on them, shows what they write.
 #[derive(Debug, Parser)]
-#[command(name = "dashboard", after_help = "Orders are read from standard input, one a line: try `help`.")]
+#[command(
+    name = "dashboard",
+    after_help = "Orders are read from standard input, one a line: try `help`."
+)]
 struct Args {
     /// The hub's URL
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:7070")]
@@ -79,49 +83,80 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let manner = Manner { waits: !is_interactive, raw: args.raw, kept_bytes: args.keep << 20 };
     let mut desk = Desk::new(dashboard.clone(), manner);
 
+    let mut lines = lines();
     let mut all_well = true;
-    let work = async {
-        dashboard.connected().await?;
-        let mut lines = lines();
-        loop {
-            if is_interactive {
-                eprint!("> ");
-                io::stderr().flush()?;
-            }
-            let Some(line) = lines.recv().await else { break };
-            let order = match Order::parse(&line) {
-                Ok(None) => continue,
-                Ok(Some(Order::Quit)) => break,
-                Ok(Some(order)) => order,
-                Err(why) => {
-                    eprintln!("{why}");
-                    all_well = false;
-                    continue;
-                }
-            };
-            let done = tokio::select! {
+    tokio::select! {
+        connected = dashboard.connected() => connected?,
+        _ = interrupt.recv() => return Ok(ExitCode::FAILURE),
+        _ = terminate.recv() => return Ok(ExitCode::FAILURE),
+    }
+    loop {
+        if is_interactive {
+            eprint!("> ");
+            io::stderr().flush()?;
+        }
+        let line = tokio::select! {
+            line = lines.recv() => line,
+            () = over(&dashboard) => None,
+            _ = interrupt.recv() => None,
+            _ = terminate.recv() => None,
+        };
+        let order = match line.as_deref().map(Order::parse) {
+            None | Some(Ok(Some(Order::Quit))) => break,
+            Some(Ok(None)) => continue,
+            Some(Ok(Some(order))) => Ok(order),
+            Some(Err(why)) => Err(why),
+        };
+        let done = match order {
+            Err(why) => Err(why.into()),
+            Ok(order) => tokio::select! {
                 done = desk.carry_out(order) => done,
                 _ = interrupt.recv() => Err("no longer waited for".into()),
-            };
-            if let Err(why) = done {
-                eprintln!("{why}");
-                all_well = false;
-            }
+                _ = terminate.recv() => break,
+            },
+        };
+        if let Err(why) = done {
+            eprintln!("{why}");
+            all_well = false;
         }
-        Ok::<_, Box<dyn Error>>(())
-    };
-    // ^C ends an order that waits; where nothing does, the dashboard.
-    let mut stop = signal(SignalKind::interrupt())?;
-    let idle = desk::idle(&dashboard);
-    tokio::pin!(idle);
-    let ended = tokio::select! {
-        ended = work => ended,
-        _ = terminate.recv() => Ok(()),
-        why = &mut idle => Err(why),
-        _ = stop.recv(), if !is_interactive => Ok(()),
-    };
+    }
+    all_well &= !dashboard.connection().borrow().is_over();
     dashboard.close().await;
     told.await?;
-    ended?;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The lines of standard input. A thread of its own reads them, since nothing
+/// can call back a read that nobody answers any more.
+fn lines() -> mpsc::Receiver<String> {
+    let (lines, read) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines() {
+            let Ok(line) = line else { return };
+            if lines.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    read
+}
+
+/// Waits until the hub does not want this dashboard any more.
+async fn over(dashboard: &Dashboard) {
+    // An error says that it is gone altogether.
+    let _ = dashboard.connection().wait_for(ConnectionState::is_over).await;
+}
+
+/// Says how the connection is, until it is over.
+async fn tell(mut connection: watch::Receiver<ConnectionState>) {
+    loop {
+        let state = connection.borrow_and_update().clone();
+        let is_goodbye = matches!(&state, ConnectionState::Disconnected { why } if why.code == CloseCode::Normal);
+        if state != ConnectionState::Connecting && !is_goodbye {
+            eprintln!("-- {}", connection_in_words(&state));
+        }
+        if state.is_over() || connection.changed().await.is_err() {
+            return;
+        }
+    }
 }

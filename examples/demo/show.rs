@@ -63,8 +63,8 @@ impl Show {
 
     /// A line.
     pub(crate) fn line(&self, line: &str) {
-        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        draw(&format!("{}{line}\n{}", above(&live), below(&live)));
+        let below_it = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        draw(&format!("{}{line}\n{}", above(&below_it), below(&below_it)));
     }
 
     /// Redraws the live lines, in a terminal.
@@ -84,7 +84,7 @@ fn above(live: &[String]) -> String {
 }
 
 fn below(live: &[String]) -> String {
-    live.iter().map(|line| format!("{line}\n")).collect()
+    live.iter().flat_map(|line| [line, "\n"]).collect()
 }
 
 /// In one write, so that nothing flickers. Nobody may be reading any more.

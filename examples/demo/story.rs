@@ -388,8 +388,12 @@ async fn narrate(show: &Show, mut events: Events) {
     while let Some(event) = events.next().await {
         let DashboardEvent::Roster(RosterEvent::Command(state)) = event else { continue };
         let known = last.iter_mut().find(|known| known.command == state.command);
-        let is_news = known.as_ref().is_none_or(|known| known.status != state.status);
+        // (The next hub hears again of what had ended: that is no news.)
+        let is_news = known
+            .as_ref()
+            .is_none_or(|known| known.status != state.status && !known.status.is_final());
         match known {
+            Some(known) if known.status.is_final() => {}
             Some(known) => *known = Arc::clone(&state),
             None => last.push(Arc::clone(&state)),
         }

@@ -25,10 +25,10 @@ impl Truth {
     /// Runs the program, without any of what this demo is about. In a
     /// terminal a line ends with two characters: `in_terminal` counts them so.
     pub(crate) async fn by_running(
-        argv: &[String],
+        words: &[String],
         in_terminal: bool,
     ) -> Result<Self, Box<dyn Error>> {
-        let [program, args @ ..] = argv else { return Err("nothing to run".into()) };
+        let [program, args @ ..] = words else { return Err("nothing to run".into()) };
         let mut child = Command::new(program)
             .args(args)
             .env("TERM", "xterm-256color")

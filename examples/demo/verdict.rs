@@ -107,9 +107,10 @@ impl Verdict {
 
     /// Prints the table. Returns whether all of it held.
     pub(crate) fn print(&self, show: &Show) -> bool {
-        let head: String = self.dashboards.iter().map(|name| format!("{name:<14}")).collect();
+        let names: Vec<String> = self.dashboards.iter().map(|name| format!("{name:<14}")).collect();
+        let names = names.concat();
         show.line("");
-        show.line(&format!("    {:<18}{:>8}   {head}{}", "command", "wrote", "ended as"));
+        show.line(&format!("    {:<18}{:>8}   {names}{}", "command", "wrote", "ended as"));
         for row in &self.rows {
             let saw: String = row
                 .saw

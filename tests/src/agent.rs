@@ -46,6 +46,7 @@ pub struct AgentNode {
 /// The byte at an offset of an attempt's output: nobody can guess it, so
 /// whoever shows it has it from the program.
 pub fn byte_of(command: CommandId, attempt: u32, offset: u64) -> u8 {
+    #[expect(clippy::cast_possible_truncation, reason = "half of a random number is one")]
     let bits = command.as_u128() as u64 ^ (u64::from(attempt) << 56) ^ offset;
     let mixed = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56) as u8

@@ -20,7 +20,7 @@ use trunkline_protocol::roster::Roster;
 use trunkline_protocol::time::Now;
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
 use trunkline_server::hooks::{QueueChange, QueueError};
-use trunkline_server::{AuthError, Identity, MemoryQueue, Role};
+use trunkline_server::{AuthError, CommandQueue as _, Identity, MemoryQueue, Role};
 
 use crate::agent::AgentNode;
 use crate::cable::Cable;
@@ -222,7 +222,6 @@ impl World {
         if memory == Memory::Lost {
             self.queue = MemoryQueue::with_epoch(QueueEpoch::from_u128(self.rng.random()));
         }
-        use trunkline_server::CommandQueue as _;
         let setup = Setup {
             limits: self.limits.clone(),
             hub: HubInstance::from_u128(self.rng.random()),
@@ -566,7 +565,7 @@ impl World {
                     Ok(())
                 };
                 if let Some(hub) = &mut self.hub {
-                    hub.handle_stored(&tenant, command, result, now);
+                    hub.handle_stored(&tenant, command, &result, now);
                 }
             }
             Event::Forget(change) => self.queue.store(&change),

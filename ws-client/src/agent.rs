@@ -35,7 +35,7 @@ struct Running {
 
 /// The core as the driver has it, with what belongs to its handlers.
 pub(crate) struct Core {
-    pub(crate) core: AgentCore,
+    pub(crate) agent: AgentCore,
     running: HashMap<CommandId, Running>,
     /// Commands that the runner is to begin.
     to_begin: VecDeque<CommandId>,
@@ -47,43 +47,43 @@ impl Driven for Core {
     type Ears = ();
 
     fn handle_dialed(&mut self, token: Option<Secret>, now: Now) {
-        self.core.handle_dialed(token, now);
+        self.agent.handle_dialed(token, now);
     }
 
     fn handle_dial_failed(&mut self, close: &Close, now: Now) {
-        self.core.handle_dial_failed(close, now);
+        self.agent.handle_dial_failed(close, now);
     }
 
     fn handle_frame(&mut self, frame: &Frame, now: Now) {
-        self.core.handle_frame(frame, now);
+        self.agent.handle_frame(frame, now);
     }
 
     fn handle_lost(&mut self, close: &Close, now: Now) {
-        self.core.handle_lost(close, now);
+        self.agent.handle_lost(close, now);
     }
 
     fn handle_timeout(&mut self, now: Now) {
-        self.core.handle_timeout(now);
+        self.agent.handle_timeout(now);
     }
 
     fn poll_dial(&mut self) -> Option<DialAction> {
-        self.core.poll_dial()
+        self.agent.poll_dial()
     }
 
     fn poll_transmit(&mut self, now: Now) -> Option<Frame> {
-        self.core.poll_transmit(now)
+        self.agent.poll_transmit(now)
     }
 
     fn deadline(&self, _now: Now) -> Option<Duration> {
-        self.core.deadline()
+        self.agent.deadline()
     }
 
     fn connection(&self) -> &ConnectionState {
-        self.core.connection()
+        self.agent.connection()
     }
 
     fn dispatch(&mut self, (): &mut ()) {
-        while let Some(output) = self.core.poll_output() {
+        while let Some(output) = self.agent.poll_output() {
             match output {
                 AgentOutput::Execute(id) => {
                     self.to_begin.push_back(id);
@@ -127,7 +127,7 @@ struct Last(Arc<Shared<Core>>);
 
 impl Drop for Last {
     fn drop(&mut self) {
-        self.0.with(|core, now| core.core.stop(now));
+        self.0.with(|core, now| core.agent.stop(now));
     }
 }
 
@@ -223,12 +223,13 @@ impl AgentBuilder {
     /// # Panics
     ///
     /// When called outside a tokio runtime.
+    #[expect(clippy::disallowed_methods, reason = "the shell is where randomness comes from")]
     pub fn connect(self, handler: impl CommandHandler) -> Agent {
         let begin = Arc::new(Notify::new());
         let (report_asked, reports) = watch::channel(0);
         let shared = Arc::new(Shared::new(
             |now| Core {
-                core: AgentCore::new(self.setup, rand::random(), now),
+                agent: AgentCore::new(self.setup, rand::random(), now),
                 running: HashMap::new(),
                 to_begin: VecDeque::new(),
                 begin: Arc::clone(&begin),
@@ -264,7 +265,7 @@ impl Agent {
 
     /// Who it is: the proposed name, or what the hub made of it.
     pub fn id(&self) -> AgentId {
-        self.shared.quietly(|core, _| core.core.id().clone())
+        self.shared.quietly(|core, _| core.agent.id().clone())
     }
 
     /// The state of its connection, observable.
@@ -274,7 +275,7 @@ impl Agent {
 
     /// Reports figures. Only the newest that waits is sent.
     pub fn report(&self, report: AgentReport) {
-        self.shared.with(|core, _| core.core.report(report));
+        self.shared.with(|core, _| core.agent.report(report));
     }
 
     /// Counts how often the hub has asked for a report: a place to wait for
@@ -285,7 +286,7 @@ impl Agent {
 
     /// Dials at once instead of waiting for the next attempt.
     pub fn retry_now(&self) {
-        self.shared.with(|core, now| core.core.retry_now(now));
+        self.shared.with(|core, now| core.agent.retry_now(now));
     }
 
     /// Stops in order: running commands are interrupted, what they wrote goes
@@ -294,7 +295,7 @@ impl Agent {
     ///
     /// Cancel safe: the stopping goes on.
     pub async fn stop(&self) {
-        self.shared.with(|core, now| core.core.stop(now));
+        self.shared.with(|core, now| core.agent.stop(now));
         self.closed().await;
     }
 
@@ -345,7 +346,7 @@ async fn run_commands(
 fn begin_command(shared: &Arc<Shared<Core>>, handler: &Arc<dyn CommandHandler>, id: CommandId) {
     let bells = Arc::new(Bells::default());
     let begun = shared.with(|core, now| {
-        let begun = core.core.begin(id, now)?;
+        let begun = core.agent.begin(id, now)?;
         // In the table before any event can be for it.
         core.running.insert(id, Running { bells: Arc::clone(&bells), task: None });
         Some(begun)
@@ -365,7 +366,7 @@ fn begin_command(shared: &Arc<Shared<Core>>, handler: &Arc<dyn CommandHandler>, 
             .unwrap_or_else(|_| Outcome::Failed("the handler panicked".into()));
         of_task.with(|core, now| {
             core.running.remove(&id);
-            core.core.ended(id, outcome, now);
+            core.agent.ended(id, outcome, now);
         });
     });
     shared.quietly(|core, _| {

@@ -102,7 +102,7 @@ impl Execution {
     /// Reports that what runs was signalled: the last stage of an interrupt
     /// before the end. Makes the command end as `interrupted`.
     pub fn signalled(&self) {
-        self.output.shared.with(|core, _| core.core.signalled(self.command));
+        self.output.shared.with(|core, _| core.agent.signalled(self.command));
     }
 
     /// The next event. Taking input is what acknowledges it: who does not
@@ -125,7 +125,7 @@ impl Execution {
         loop {
             let more = self.output.bells.events.notified();
             let event =
-                self.output.shared.with(|core, _| core.core.take_event(self.command, input));
+                self.output.shared.with(|core, _| core.agent.take_event(self.command, input));
             if let Some(event) = event {
                 return event;
             }
@@ -160,7 +160,7 @@ impl Output {
         while !bytes.is_empty() {
             let room = self.bells.room.notified();
             let written =
-                self.shared.with(|core, now| core.core.write(self.command, channel, bytes, now));
+                self.shared.with(|core, now| core.agent.write(self.command, channel, bytes, now));
             bytes = &bytes[written..];
             if written == 0 {
                 room.await;

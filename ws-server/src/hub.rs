@@ -91,6 +91,7 @@ impl HubBuilder {
     /// # Panics
     ///
     /// When called outside a tokio runtime.
+    #[expect(clippy::disallowed_methods, reason = "the shell is where randomness comes from")]
     pub async fn start(self) -> Result<Hub, QueueError> {
         let stored = self.queue.load().await?;
         match self.authenticator.describe() {
@@ -158,7 +159,8 @@ impl Hub {
                     Ok((socket, _)) => self.serve_socket(socket),
                     Err(error) if is_passing(&error) => {
                         tracing::warn!(target: "trunkline::hub", %error, "accept failed");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        // Out of descriptors, say: some may be free in a moment.
+                        self.shared.pause(Duration::from_millis(50)).await;
                     }
                     Err(error) => return Err(error),
                 },

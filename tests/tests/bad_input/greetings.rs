@@ -1,11 +1,13 @@
 //! Bad greetings: too late, too early, too long, or somebody else's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
 use trunkline_server::hooks::BoxFuture;
 use trunkline_server::{Anyone, AuthError, Authenticator, Credentials, Hub, Identity, TokenTable};
 
-use crate::raw::{BINARY, FIN, Heard, frame, text, word};
+use crate::raw::{BINARY, FIN, Heard, PATIENCE, frame, text, word};
 use crate::stage::{
     COMMAND, GUEST_STREAM, STREAM, Stage, agent_greeting, dashboard_greeting, limits, output,
     request, start, subscribe,
@@ -126,8 +128,19 @@ async fn tokens_that_open_nothing() {
     stage.goes_on_alone().await;
 }
 
-/// Says nothing to `slow` for as long as it is waited for.
-struct Slow;
+/// Says nothing to `slow` for as long as it is waited for, and knows how many
+/// wait.
+#[derive(Default, Clone)]
+struct Slow {
+    waiting: Arc<()>,
+}
+
+impl Slow {
+    fn waiting(&self) -> usize {
+        // One here, one in the hub.
+        Arc::strong_count(&self.waiting) - 2
+    }
+}
 
 impl Authenticator for Slow {
     fn authenticate<'a>(
@@ -135,7 +148,13 @@ impl Authenticator for Slow {
         credentials: &'a Credentials,
     ) -> BoxFuture<'a, Result<Identity, AuthError>> {
         match &credentials.token {
-            Some(token) if token.reveal() == "token-of-slow" => Box::pin(std::future::pending()),
+            Some(token) if token.reveal() == "token-of-slow" => {
+                let waiting = Arc::clone(&self.waiting);
+                Box::pin(async move {
+                    let _waiting = waiting;
+                    std::future::pending().await
+                })
+            }
             _ => Anyone.authenticate(credentials),
         }
     }
@@ -143,7 +162,8 @@ impl Authenticator for Slow {
 
 #[tokio::test]
 async fn something_between_the_greeting_and_its_answer() {
-    let mut stage = Stage::of(Hub::builder().limits(limits()).authenticator(Slow)).await;
+    let slow = Slow::default();
+    let mut stage = Stage::of(Hub::builder().limits(limits()).authenticator(slow.clone())).await;
     for early in
         [subscribe("honest"), dashboard_greeting("slow"), r#"{"type":"heartbeat:ping"}"#.into()]
     {
@@ -155,7 +175,18 @@ async fn something_between_the_greeting_and_its_answer() {
     let mut patient = stage.stranger().await;
     patient.say(&dashboard_greeting("slow")).await;
     patient.closed(4408).await;
+    // Nobody is asked about those who did not wait.
+    for _ in 0..20 {
+        let mut gone = stage.stranger().await;
+        gone.say(&dashboard_greeting("slow")).await;
+    }
     stage.goes_on_alone().await;
+    let none = async {
+        while slow.waiting() > 0 {
+            stage.goes_on().await;
+        }
+    };
+    timeout(PATIENCE, none).await.expect("the questions are dropped");
 }
 
 #[tokio::test]

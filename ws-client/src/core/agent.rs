@@ -279,12 +279,12 @@ impl AgentCore {
     /// for; 0 means: wait for [`AgentOutput::Room`]. Output of a command that
     /// has ended is taken and dropped.
     pub fn write(&mut self, id: CommandId, channel: Channel, bytes: &[u8], now: Now) -> usize {
-        let hold = self.setup.tail_hold;
+        let patience = self.setup.tail_hold;
         let Some(held) = self.commands.get_mut(&id) else { return bytes.len() };
         let (Stage::Running, Some(tail)) = (&held.stage, &mut held.tail) else {
             return bytes.len();
         };
-        tail.write(channel, bytes, hold, now.monotonic)
+        tail.write(channel, bytes, patience, now.monotonic)
     }
 
     /// The process group was signalled.
@@ -472,15 +472,12 @@ impl AgentCore {
                     // The close that follows says what to do.
                     tracing::warn!(target: "trunkline::client", code = %refusal.code, message = %refusal.message, "greeting refused");
                 }
-                (Ok(_), Link::Greeting(_)) => {
+                (Ok(_) | Err(_), Link::Greeting(_)) => {
                     self.hang_up(Close::new(CloseCode::Violation, "no acknowledgement"));
                 }
                 (Err(invalid), Link::Up(_)) => {
                     tracing::warn!(target: "trunkline::client", error = %invalid.error, "the hub said what cannot be understood");
                     self.say(AgentToHub::Error(invalid.refusal()));
-                }
-                (Err(_), Link::Greeting(_)) => {
-                    self.hang_up(Close::new(CloseCode::Violation, "no acknowledgement"));
                 }
                 (_, Link::None | Link::Closing(_)) => {}
             }
@@ -528,7 +525,13 @@ impl AgentCore {
 
     fn handle_message(&mut self, message: HubToAgent, now: Now) {
         match message {
-            HubToAgent::Ack(_) | HubToAgent::Ok(_) => {}
+            // Renewing a token in band is not offered yet: the next connection
+            // carries a new one in any case.
+            HubToAgent::Ack(_)
+            | HubToAgent::Ok(_)
+            | HubToAgent::RefreshNeeded(_)
+            | HubToAgent::RefreshSuccess(_)
+            | HubToAgent::RefreshFailed(_) => {}
             HubToAgent::Execute(execute) => self.execute(execute, now),
             HubToAgent::Interrupt(interrupt) => self.handle_interrupt(&interrupt, now),
             HubToAgent::Settled(settled) => self.settle(settled.command, settled.attempt, now),
@@ -566,11 +569,6 @@ impl AgentCore {
                     up.liveness.handle_pong(pong.n, now.monotonic);
                 }
             }
-            // Renewing in band comes with the hub's asking for it: the next
-            // connection carries a new token in any case.
-            HubToAgent::RefreshNeeded(_)
-            | HubToAgent::RefreshSuccess(_)
-            | HubToAgent::RefreshFailed(_) => {}
         }
     }
 

@@ -144,9 +144,9 @@ async fn run<C: Driven>(shared: &Shared<C>, mut link: BoxLink) {
         tokio::select! {
             biased;
             over = std::future::poll_fn(|cx| state.poll(shared, &mut link, cx)) => {
-                match over {
-                    Some(over) => break over,
-                    None => {} // frames were read: the deadline may have moved
+                // With none, frames were read: the deadline may have moved.
+                if let Some(over) = over {
+                    break over;
                 }
             }
             () = changed => {}
@@ -225,7 +225,7 @@ impl Moving {
                 Poll::Ready(Err(error)) => return lost(&error),
                 Poll::Ready(Ok(())) => {}
             }
-            let next = shared.quietly(|core, now| core.poll_transmit(now));
+            let next = shared.quietly(C::poll_transmit);
             let Some(frame) = next else { break };
             let close = match &frame {
                 Frame::Close(close) => Some(close.clone()),

@@ -25,6 +25,7 @@ use trunkline_protocol::message::{
 };
 
 use super::agents::HELD_MAX;
+use super::agents::Agent;
 use super::deadlines::Due;
 use super::link::LinkId;
 use super::tenant::Tenant;
@@ -204,6 +205,10 @@ impl Tenant {
             if known.stage == Stage::Accepting {
                 let waiter = (from.clone(), id);
                 if !known.waiting.contains(&waiter) {
+                    if known.waiting.len() >= wires.limits.answers_max {
+                        let message = "too many requests for one command";
+                        return Err(Refusal::new(ErrorCode::LimitReached, message));
+                    }
                     known.waiting.push(waiter);
                 }
                 return Ok(());
@@ -306,7 +311,7 @@ impl Tenant {
     fn send_interrupt(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get(&id) else { return };
         let Some(interrupt) = &command.interrupt else { return };
-        let Some(link) = self.agents.get(&command.request.agent).and_then(|a| a.link()) else {
+        let Some(link) = self.agents.get(&command.request.agent).and_then(Agent::link) else {
             return; // said again when the agent is back
         };
         let message = CommandInterrupt {
@@ -366,7 +371,7 @@ impl Tenant {
 
     fn send_execute(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get(&id) else { return };
-        let Some(link) = self.agents.get(&command.request.agent).and_then(|a| a.link()) else {
+        let Some(link) = self.agents.get(&command.request.agent).and_then(Agent::link) else {
             return;
         };
         let execute = CommandExecute {
@@ -388,11 +393,11 @@ impl Tenant {
         &mut self,
         wires: &mut Wires,
         id: CommandId,
-        result: Result<(), QueueError>,
+        result: &Result<(), QueueError>,
     ) {
         let Some(command) = self.commands.get_mut(&id) else { return };
         let Some(storing) = command.storing.take() else { return };
-        if let Err(error) = &result {
+        if let Err(error) = result {
             tracing::warn!(target: "trunkline::hub", command = %id, ?storing, %error, "queue failed");
         }
         if storing == Storing::Accept
@@ -631,7 +636,7 @@ impl Tenant {
         self.open_stream(wires, id, stream, from);
         self.publish_command(wires, id);
         // Asked for while it was still on its way.
-        if let (Some(size), Some(link)) = (size, self.agents.get(&agent).and_then(|a| a.link())) {
+        if let (Some(size), Some(link)) = (size, self.agents.get(&agent).and_then(Agent::link)) {
             wires.send(link, HubToAgent::Resize(TerminalResize { command: id, size }));
         }
     }
@@ -658,7 +663,7 @@ impl Tenant {
     ) {
         let CommandComplete { command: id, attempt, status, end } = complete;
         let told = self.fenced(agent, id, attempt).map(|command| command.stage);
-        let link = self.agents.get(agent).and_then(super::agents::Agent::link);
+        let link = self.agents.get(agent).and_then(Agent::link);
         match told {
             Some(Stage::Dispatched | Stage::Running) if status.is_final() => {
                 self.end_command(wires, id, status, Some(end));
@@ -870,7 +875,7 @@ impl Tenant {
 
     pub(super) fn handle_run_for(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get(&id) else { return };
-        let here = self.agents.get(&command.request.agent).is_some_and(|a| a.link().is_some());
+        let here = self.agents.get(&command.request.agent).is_some_and(|agent| agent.link().is_some());
         if here {
             // The agent ends it; look again in case it vanishes over it.
             let margin = wires.limits.run_for_margin;

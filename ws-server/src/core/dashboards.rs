@@ -13,10 +13,15 @@ use trunkline_protocol::message::{
     TerminalSubscription, Unsubscribe,
 };
 
+use super::agents::Agent;
 use super::deadlines::Due;
 use super::link::{DashboardLink, LinkId, State};
 use super::tenant::Tenant;
 use super::wires::Wires;
+
+/// Dashboards that type into one command, all of its life. About 100 bytes
+/// each.
+const WRITERS_MAX: usize = 1024;
 
 /// How long a dashboard that left is remembered: its answers with it.
 const REMEMBERED: Duration = Duration::from_secs(15 * 60);
@@ -154,7 +159,7 @@ impl Tenant {
                 return;
             }
             DashboardToHub::Shown(shown) => {
-                self.handle_shown(wires, link, shown.stream, shown.offset);
+                Self::handle_shown(wires, link, shown.stream, shown.offset);
                 return;
             }
             DashboardToHub::Request(request) => {
@@ -281,7 +286,7 @@ impl Tenant {
             }
             open.extend(streams.into_iter().map(|stream| (stream, subscription.clone())));
         }
-        self.answer_subscription(wires, id, request);
+        Self::answer_subscription(wires, id, request);
         for (stream, subscription) in open {
             self.open_reader(wires, id, stream, &subscription);
         }
@@ -321,7 +326,7 @@ impl Tenant {
         for target in &unsubscribe.terminals {
             self.end_subscription(wires, id, target);
         }
-        self.answer_subscription(wires, id, request);
+        Self::answer_subscription(wires, id, request);
     }
 
     fn end_subscription(&mut self, wires: &mut Wires, id: LinkId, target: &Target) {
@@ -343,7 +348,7 @@ impl Tenant {
         }
     }
 
-    fn answer_subscription(&mut self, wires: &mut Wires, id: LinkId, request: Option<RequestId>) {
+    fn answer_subscription(wires: &mut Wires, id: LinkId, request: Option<RequestId>) {
         let Some(link) = wires.links.get(&id) else { return };
         let State::Dashboard(dashboard) = &link.state else { return };
         // Not remembered: a subscription belongs to its link.
@@ -371,6 +376,10 @@ impl Tenant {
             refusal.recoverable = !command.is_final();
             return Err(refusal);
         }
+        if command.writers.len() >= WRITERS_MAX && !command.writers.contains_key(from) {
+            let message = format!("at most {WRITERS_MAX} dashboards type into one command");
+            return Err(Refusal::new(ErrorCode::LimitReached, message));
+        }
         // A writer that this hub meets half-way goes on from where it stands;
         // the agent knows better and says so.
         let taken = command.writers.entry(from.clone()).or_insert(input.offset);
@@ -381,7 +390,7 @@ impl Tenant {
             return Err(Refusal::new(ErrorCode::LimitReached, message).field("payload.offset"));
         }
         // An absent agent gets it again when it is back: it says how far it got.
-        if let Some(link) = self.agents.get(&command.request.agent).and_then(|agent| agent.link()) {
+        if let Some(link) = self.agents.get(&command.request.agent).and_then(Agent::link) {
             let input = TerminalInput { writer: Some(from.clone()), ..input };
             wires.send(link, HubToAgent::Input(input));
         }
@@ -416,7 +425,7 @@ impl Tenant {
         }
         command.size = Some(resize.size);
         if command.is_running()
-            && let Some(link) = self.agents.get(&command.request.agent).and_then(|a| a.link())
+            && let Some(link) = self.agents.get(&command.request.agent).and_then(Agent::link)
         {
             wires.send(link, HubToAgent::Resize(resize));
         }

@@ -247,7 +247,7 @@ impl Core {
                             self.bound_logs();
                         }
                         Err(error) => {
-                            self.invalid::<AgentToHub>(id, frame, &Invalid { id: None, error })
+                            self.invalid(id, frame, &Invalid { id: None, error });
                         }
                     }
                 } else {
@@ -283,14 +283,14 @@ impl Core {
                     link.invalid = 0;
                     handle(self, envelope);
                 }
-                Err(invalid) => self.invalid::<M>(id, frame, &invalid),
+                Err(invalid) => self.invalid(id, frame, &invalid),
             }
         }
     }
 
     /// Answers a message that could not be understood; too many in a row end
     /// the link.
-    fn invalid<M: Direction>(&mut self, id: LinkId, frame: &Frame, invalid: &Invalid) {
+    fn invalid(&mut self, id: LinkId, frame: &Frame, invalid: &Invalid) {
         let max = self.wires.limits.invalid_messages_max;
         let Some(link) = self.wires.links.get_mut(&id) else { return };
         link.invalid += 1;
@@ -424,7 +424,7 @@ impl Core {
     fn welcome(&mut self, id: LinkId, greeting: Greeting, identity: Identity) {
         let expires = identity.expires_in;
         let result = match greeting {
-            Greeting::Agent(greeting) => self.welcome_agent(id, greeting, identity),
+            Greeting::Agent(greeting) => self.welcome_agent(id, &greeting, identity),
             Greeting::Dashboard(greeting) => self.welcome_dashboard(id, &greeting, identity),
         };
         match result {
@@ -451,7 +451,7 @@ impl Core {
     fn welcome_agent(
         &mut self,
         id: LinkId,
-        greeting: AgentConnect,
+        greeting: &AgentConnect,
         identity: Identity,
     ) -> Result<(), Close> {
         if greeting.commands.len() > agents::HELD_MAX {
@@ -463,7 +463,7 @@ impl Core {
         let tenant = tenants
             .entry(tenant_id.clone())
             .or_insert_with(|| Tenant::new(tenant_id.clone(), wires));
-        tenant.handle_agent_here(wires, id, &agent, &identity.subject, &greeting)?;
+        tenant.handle_agent_here(wires, id, &agent, &identity.subject, greeting)?;
         let Some(link) = wires.links.get_mut(&id) else { return Ok(()) };
         let (idle, timeout) = (wires.limits.agent_idle, wires.limits.agent_timeout);
         link.liveness = Liveness::new(idle, timeout, wires.now.monotonic);
@@ -703,7 +703,7 @@ impl Core {
         &mut self,
         tenant: &TenantId,
         command: trunkline_protocol::ids::CommandId,
-        result: Result<(), QueueError>,
+        result: &Result<(), QueueError>,
         now: Now,
     ) {
         self.wires.now = now;

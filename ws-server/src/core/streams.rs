@@ -2,6 +2,7 @@
 //! grants that hold an agent to what the hub takes.
 
 use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -117,7 +118,7 @@ impl Tenant {
         let attempt =
             record.streams.iter().find(|(_, id)| *id == stream).map_or(record.attempt, |(a, _)| *a);
         let agent = record.request.agent.clone();
-        if !self.streams.contains_key(&stream) {
+        if let Entry::Vacant(vacant) = self.streams.entry(stream) {
             let log = match from {
                 0 => Log::new(stream),
                 from => Log::new_after_loss(stream, from, GapReason::HubLoss),
@@ -135,7 +136,7 @@ impl Tenant {
                 waiting: Vec::new(),
             };
             opened.count(&mut wires.log_bytes);
-            self.streams.insert(stream, opened);
+            vacant.insert(opened);
             self.announce(wires, stream, &Target::Command(command));
             self.announce(wires, stream, &Target::Agent(agent.clone()));
         }
@@ -425,7 +426,6 @@ impl Tenant {
 
     /// What a view has shown lets a reader with a window go on.
     pub(super) fn handle_shown(
-        &mut self,
         wires: &mut Wires,
         id: LinkId,
         stream: StreamId,

@@ -121,6 +121,7 @@ pub struct MemoryQueue {
 
 impl MemoryQueue {
     /// An empty queue with a new epoch.
+    #[expect(clippy::disallowed_methods, reason = "made by the embedder, outside the core")]
     pub fn new() -> Self {
         Self::with_epoch(QueueEpoch::from_u128(rand::random()))
     }

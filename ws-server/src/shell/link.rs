@@ -83,6 +83,7 @@ impl Drop for Registered {
     }
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is about another thing")]
 struct LinkTask<T> {
     shared: Arc<Shared>,
     id: LinkId,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use trunkline_protocol::ids::{CommandId, TenantId};
 use trunkline_protocol::time::Now;
 
@@ -37,6 +38,9 @@ pub(crate) struct Shared {
 struct Inside {
     core: Core,
     links: HashMap<LinkId, Arc<WakeUp>>,
+    /// Questions to the authenticator: one at a time for a link, and none for
+    /// a link that is gone.
+    asking: HashMap<LinkId, AbortHandle>,
     next: u64,
     /// The deadline that the timer waits for.
     armed: Option<Duration>,
@@ -64,6 +68,7 @@ impl Shared {
             inside: Mutex::new(Inside {
                 core,
                 links: HashMap::new(),
+                asking: HashMap::new(),
                 next: 0,
                 armed: None,
                 stopped: false,
@@ -130,18 +135,24 @@ impl Shared {
         let limit = self.hook_timeout;
         match ask {
             Ask::Authenticate(link, credentials) => {
-                tokio::spawn(async move {
+                let mut inside = self.lock();
+                if !inside.links.contains_key(&link) {
+                    return;
+                }
+                let asking = tokio::spawn(async move {
                     let answer = shared.authenticator.authenticate(&credentials);
                     let answer = tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| {
                         Err(AuthError::Unavailable("the authenticator took too long".into()))
                     });
+                    shared.lock().asking.remove(&link);
                     shared.input(|core, now| core.handle_authenticated(link, answer, now));
                 });
+                inside.asking.insert(link, asking.abort_handle());
             }
             Ask::Store(tenant, command, change) => {
                 tokio::spawn(async move {
                     let stored = shared.store(&change, limit).await;
-                    shared.input(|core, now| core.handle_stored(&tenant, command, stored, now));
+                    shared.input(|core, now| core.handle_stored(&tenant, command, &stored, now));
                 });
             }
             Ask::Forget(change) => {
@@ -175,6 +186,9 @@ impl Shared {
     fn release(self: &Arc<Self>, id: LinkId) {
         let mut inside = self.lock();
         inside.links.remove(&id);
+        if let Some(asking) = inside.asking.remove(&id) {
+            asking.abort();
+        }
         drop(inside);
         self.input(|core, now| core.handle_lost(id, now));
         self.ended.notify_waiters();
@@ -184,6 +198,11 @@ impl Shared {
     pub(crate) fn is_draining(&self) -> bool {
         let inside = self.lock();
         inside.stopped || inside.core.is_draining()
+    }
+
+    /// Waits a moment before something is tried again.
+    pub(crate) async fn pause(&self, time: Duration) {
+        self.clock.sleep_until(self.clock.now().monotonic + time).await;
     }
 
     /// Links that are up or ending.

@@ -225,7 +225,7 @@ mod tests {
         let mut frame = match len {
             0..126 => vec![first, 0x80 | u8::try_from(len).unwrap()],
             126..0x1_0000 => {
-                let mut head = vec![first, 0x80 | 126];
+                let mut head = vec![first, 0x80 | 0x7e];
                 head.extend(u16::try_from(len).unwrap().to_be_bytes());
                 head
             }

@@ -30,8 +30,8 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 
 /// What is gathered before the library writes without being asked to flush.
 /// The library never gives the room back, so every link that was once busy
-/// keeps this much, and up to twice that. A quarter of it costs a third more
-/// CPU in a flood, four times as much saves a tenth (`benches/`).
+/// keeps this much, and up to twice that. Half of it costs a fifth more CPU
+/// in a flood, four times as much saves a tenth (`docs/benchmarks.md`).
 const WRITE_BUFFER_BYTES: usize = 32 * 1024;
 
 /// What the frame headers of a message may take beyond its content, and what
@@ -103,6 +103,7 @@ fn is_loss(error: &tokio_tungstenite::tungstenite::error::ProtocolError) -> bool
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketLink<S> {
     /// Whether the message under way has taken too long.
+    #[expect(clippy::disallowed_methods, reason = "a deadline of the shell, not a wait")]
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(now) = self.socket.get_ref().meter.under_way() else {
             self.message_due = None;
