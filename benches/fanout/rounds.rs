@@ -200,7 +200,7 @@ fn measure_all(options: &Options) -> Result<bool> {
         }
     }
     println!("{}", machine(options));
-    print!("{}", table(&cells, &contenders, &figures));
+    print!("{}", table(options, &cells, &contenders, &figures));
     eprint!("{failures}");
     Ok(failures.is_empty())
 }
@@ -269,7 +269,12 @@ fn machine(options: &Options) -> String {
     )
 }
 
-fn table(cells: &[Cell], contenders: &[Contender], figures: &[Vec<Vec<Figures>>]) -> String {
+fn table(
+    options: &Options,
+    cells: &[Cell],
+    contenders: &[Contender],
+    figures: &[Vec<Vec<Figures>>],
+) -> String {
     let mut table = String::from(
         "| dashboards | chunk | rate | server | deliveries/s | CPU per delivery | × write per frame \
          | × gathered | frames per delivery | p50 | p99 | peak memory |\n\
@@ -277,18 +282,24 @@ fn table(cells: &[Cell], contenders: &[Contender], figures: &[Vec<Vec<Figures>>]
     );
     for (cell, figures) in cells.iter().zip(figures) {
         for (contender, own) in contenders.iter().zip(figures) {
+            let Cell { dashboards, chunks, .. } = cell;
+            let load = format!("| {dashboards} | {} B | {} ", chunks.bytes, cell.pace());
+            if own.len() < options.rounds {
+                table.push_str(&load);
+                table.push_str(&["| ", contender.name, " | FAILED | | | | | | | |\n"].concat());
+                continue;
+            }
             let of = |figure: fn(&Figures) -> f64| median(own.iter().map(figure).collect());
             // Of each round on its own: what disturbs one disturbs both.
             let times = |kind: Kind| {
-                let other = contenders.iter().zip(figures).find(|(c, _)| c.kind == kind);
+                let whole = |other: &Vec<Figures>| other.len() == options.rounds;
+                let mut all = contenders.iter().zip(figures);
+                let other = all.find(|(c, other)| c.kind == kind && whole(other));
                 let rounds = other.iter().flat_map(|(_, other)| own.iter().zip(*other));
                 median(rounds.map(|(own, other)| own.cpu_micros / other.cpu_micros).collect())
             };
             let row = format!(
-                "| {} | {} B | {} | {} | {} | {:.2} µs | {:.2} | {:.2} | {:.2} | {:.2} ms | {:.2} ms | {:.0} MiB |\n",
-                cell.dashboards,
-                cell.chunks.bytes,
-                cell.pace(),
+                "{load}| {} | {} | {:.2} µs | {:.2} | {:.2} | {:.2} | {:.2} ms | {:.2} ms | {:.0} MiB |\n",
                 contender.name,
                 thousands(of(|f| f.deliveries_per_second)),
                 of(|f| f.cpu_micros),

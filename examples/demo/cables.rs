@@ -56,8 +56,9 @@ impl Cables {
     /// Returns how many there were. None works until the next
     /// [`plug_in`](Self::plug_in).
     pub(crate) fn pull(&self) -> usize {
+        let up = *self.up.borrow();
         self.plugged.send_replace(Plugged::Nowhere);
-        *self.up.borrow()
+        up
     }
 }
 

@@ -14,6 +14,8 @@
 //! | `greetings` | who it claims to be, and when |
 //! | `pressure` | how much, how long, how slowly: memory is measured |
 
+#![allow(clippy::unwrap_used, reason = "what does not hold fails the test")]
+
 #[path = "bad_input/frames.rs"]
 mod frames;
 #[path = "bad_input/greetings.rs"]

@@ -42,7 +42,7 @@ async fn frames_that_the_rfc_forbids() {
         (1002, "reserved opcode 11", frame(FIN | 0xb, b"")),
         (1002, "reserved opcode 15", frame(FIN | 0xf, b"x")),
         (1002, "a ping of 126 bytes", frame(FIN | PING, &[0; 126])),
-        (1002, "a pong of 70,000 bytes", frame(FIN | PONG, &[0; 70_000])),
+        (1002, "a pong of 70,000 bytes", frame(FIN | PONG, &vec![0; 70_000])),
         (1002, "a fragmented ping", frame(PING, b"x")),
         (1002, "a fragmented close", frame(CLOSE, &1000u16.to_be_bytes())),
         (1002, "a continuation of nothing", frame(FIN | CONTINUE, b"x")),
@@ -215,7 +215,7 @@ async fn a_message_begun_and_never_ended() {
         (4400, "half a header", vec![FIN | TEXT]),
         (4400, "a header, no mask", vec![FIN | TEXT, 0x85]),
         (
-            1008,
+            4400,
             "a megabyte declared, four bytes sent",
             [head(FIN | TEXT, MIB), b"    ".to_vec()].concat(),
         ),

@@ -151,8 +151,9 @@ impl Authenticator for Slow {
             Some(token) if token.reveal() == "token-of-slow" => {
                 let waiting = Arc::clone(&self.waiting);
                 Box::pin(async move {
-                    let _waiting = waiting;
-                    std::future::pending().await
+                    let answer = std::future::pending().await;
+                    drop(waiting);
+                    answer
                 })
             }
             _ => Anyone.authenticate(credentials),

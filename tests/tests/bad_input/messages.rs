@@ -9,7 +9,7 @@ use crate::stage::{
 /// A message, and how it is refused: the code and the field.
 type Case<'a> = (String, &'a str, Option<&'a str>);
 
-fn invalid<'a>(json: impl Into<String>, field: Option<&'a str>) -> Case<'a> {
+fn invalid(json: impl Into<String>, field: Option<&str>) -> Case<'_> {
     (json.into(), "invalid_message", field)
 }
 
@@ -390,7 +390,7 @@ async fn commands_that_are_none() {
         )
     };
     let long = "x".repeat(70_000);
-    let many = ["\"x\""; 1025].join(",");
+    let many = vec!["\"x\""; 1025].join(",");
     let env = (0..257).map(|n| format!(r#""V{n}":"""#)).collect::<Vec<_>>().join(",");
     refused(
         &mut dashboard,

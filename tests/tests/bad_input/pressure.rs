@@ -177,7 +177,7 @@ fn questions_whose_answers_are_never_read() {
         stage.goes_on_alone().await;
         // What waits is bounded twice over by `control_bytes_max`: in the core,
         // and on its way to the transport.
-        rise.at_most(16 * MIB);
+        rise.at_most(12 * MIB);
         drop(guest);
     });
 }
@@ -280,7 +280,7 @@ fn endless_gaps() {
                 .await;
         }
         guest.lives(1).await;
-        rise.at_most(8 * MIB);
+        rise.at_most(4 * MIB);
         drop(guest);
         stage.goes_on_alone().await;
     });
@@ -326,11 +326,11 @@ async fn more_commands_than_a_queue_holds() {
 fn dashboards_that_come_once() {
     alone("dashboards_that_come_once", async {
         let mut stage = Stage::new().await;
-        let mut came = 0;
+        let mut guests = 0;
         let mut come = async |stage: &mut Stage, times: usize| {
             for _ in 0..times {
-                came += 1;
-                let mut guest = stage.guest_dashboard(&format!("guest-{came}")).await;
+                guests += 1;
+                let mut guest = stage.guest_dashboard(&format!("guest-{guests}")).await;
                 let asks: Vec<String> = (0..100)
                     .map(|n| format!(r#"{{"type":"system:emergency-stop","id":"s{n}","payload":{{"agents":["nobody"]}}}}"#))
                     .collect();
@@ -340,7 +340,7 @@ fn dashboards_that_come_once() {
                         asks.join(",")
                     ))
                     .await;
-                guest.lives(came).await;
+                guest.lives(guests).await;
             }
             stage.goes_on_alone().await;
         };

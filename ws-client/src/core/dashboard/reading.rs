@@ -399,8 +399,13 @@ impl Readers {
                 self.awake.insert(*id);
             }
         }
-        self.to_show.remove(&opened.stream);
-        self.flows.insert(opened.stream, Flow { shown: opened.from, opened });
+        let stream = opened.stream;
+        self.to_show.remove(&stream);
+        self.flows.insert(stream, Flow { shown: opened.from, opened });
+        // A hub that lost its memory begins before what was consumed here. What
+        // it sends then is known and consumed by nobody: it would stop at the
+        // end of its window and wait for ever.
+        self.consider_shown(stream);
         if self.flows.len() > 2 * READINGS_MAX {
             let readers = &self.by_id;
             self.flows.retain(|stream, _| {

@@ -513,6 +513,21 @@ fn after_a_reconnect_the_window_counts_from_what_was_consumed() {
 }
 
 #[test]
+fn a_hub_that_begins_before_what_was_consumed_is_told_so() {
+    let mut w = World::up();
+    let reader = w.read_within(C, 100, Lag::EveryByte);
+    w.open(S1, 0, 0);
+    w.output(S1, 0, &"a".repeat(90));
+    w.text(reader);
+    w.lose();
+    w.connect_to(OTHER_EPOCH, OTHER_HUB);
+    w.list(&[]);
+    w.subscribed();
+    w.open(S1, 0, 200); // its agent came back later, and it knows no position
+    assert_eq!(w.shown(), [(S1, 90)], "or it would wait for ever at 100");
+}
+
+#[test]
 fn bytes_that_trickle_are_joined() {
     let mut w = World::up();
     let reader = w.read(C);
