@@ -403,6 +403,23 @@ fn a_hub_that_lost_its_memory_is_told_by_its_agents() {
 }
 
 #[test]
+fn a_hub_that_lost_its_memory_is_refilled_with_what_had_already_ended() {
+    for cut_after in [120, 200, 300, 500, 900, 1500, 2500] {
+        let mut world = small_world(1000 + cut_after);
+        let (command, _) = world.request(0, "a", "write:7900000 exit:0");
+        world.watch(0, command);
+        world.watch(1, command);
+        world.run_for(Duration::from_millis(cut_after));
+        world.kill_hub();
+        world.run_for(400 * MS);
+        world.start_hub(Memory::Lost);
+        read_whole(&mut world, command, 7_900_000);
+        ends(&mut world, command, CommandStatus::Completed);
+        assert_eq!(world.agents[0].starts[&command], 1);
+    }
+}
+
+#[test]
 fn a_hub_that_lost_its_memory_says_so_of_what_was_queued() {
     let mut world = small_world(33);
     let (running, _) = world.request(0, "a", "sleep:60000 exit:0");

@@ -1,11 +1,14 @@
 //! The handle to an agent.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
@@ -16,7 +19,7 @@ use trunkline_protocol::time::Now;
 use crate::connector::{Connector, TokenSource};
 use crate::core::agent::{AgentCore, AgentOutput, AgentSetup};
 use crate::core::dialing::{Backoff, ConnectionState, DialAction};
-use crate::handler::{CommandHandler, Execution, Outcome, Output};
+use crate::handler::{CommandHandler, Execution, Output};
 use crate::shell::{Driven, Shared, drive};
 use crate::transport::{UrlError, WebSocket};
 
@@ -30,7 +33,7 @@ pub(crate) struct Bells {
 /// What runs.
 struct Running {
     bells: Arc<Bells>,
-    task: Option<AbortHandle>,
+    task: AbortHandle,
 }
 
 /// The core as the driver has it, with what belongs to its handlers.
@@ -40,7 +43,15 @@ pub(crate) struct Core {
     /// Commands that the runner is to begin.
     to_begin: VecDeque<CommandId>,
     begin: Arc<Notify>,
+    refresh: Arc<Notify>,
     report_asked: watch::Sender<u64>,
+}
+
+impl Core {
+    /// Whether these are the bells of the attempt that runs now.
+    pub(crate) fn is_running(&self, command: CommandId, bells: &Arc<Bells>) -> bool {
+        self.running.get(&command).is_some_and(|running| Arc::ptr_eq(&running.bells, bells))
+    }
 }
 
 impl Driven for Core {
@@ -103,23 +114,42 @@ impl Driven for Core {
                     }
                 }
                 AgentOutput::Kill(id) => {
-                    if let Some(task) = self.running.remove(&id).and_then(|running| running.task) {
-                        task.abort();
+                    if let Some(running) = self.running.remove(&id) {
+                        running.task.abort();
                     }
                 }
                 AgentOutput::Report => self.report_asked.send_modify(|count| *count += 1),
             }
         }
+        if self.agent.poll_refresh() {
+            self.refresh.notify_one();
+        }
     }
 }
 
-/// A connected agent, or one that is trying to be. Cloning gives another
-/// handle to the same one. When the last handle is dropped the agent stops as
-/// with [`stop`](Self::stop), in the background.
+/// A connected agent, or one that is trying to be.
+///
+/// ```no_run
+/// use trunkline_client::{Agent, Execution, Outcome, protocol::message::Channel};
+///
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let agent = Agent::builder("ws://127.0.0.1:7070", "build-1")?.connect(|command: Execution| async move {
+///     let greeting = format!("asked for {:?}\n", command.spec().run);
+///     command.output().write(Channel::Stdout, greeting.as_bytes()).await;
+///     Outcome::Exited(0)
+/// });
+/// println!("over: {}", agent.closed().await);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Cloning gives another handle to the same one. When the last handle is
+/// dropped the agent stops as with [`stop`](Self::stop), in the background.
 #[derive(Clone)]
 pub struct Agent {
     shared: Arc<Shared<Core>>,
     report_asked: watch::Receiver<u64>,
+    finished: watch::Receiver<bool>,
     _last: Arc<Last>,
 }
 
@@ -171,7 +201,8 @@ impl AgentBuilder {
         self
     }
 
-    /// Where tokens come from, asked before every attempt.
+    /// Where tokens come from: asked before every attempt, and when the hub
+    /// says that the present one runs out.
     #[must_use]
     pub fn token_source(mut self, source: impl TokenSource) -> Self {
         self.tokens = Some(Arc::new(source));
@@ -186,7 +217,9 @@ impl AgentBuilder {
         self
     }
 
-    /// How many commands it runs at a time; 1 unless set.
+    /// How many commands it runs at a time; 1 unless set. What the hub gives
+    /// beyond that, because a command that it has given up still ends here,
+    /// waits.
     #[must_use]
     pub fn slots(mut self, slots: u32) -> Self {
         self.setup.slots = slots.max(1);
@@ -200,8 +233,9 @@ impl AgentBuilder {
         self
     }
 
-    /// Memory of one stream's tail and how long a program is held when it is
-    /// full: 8 MiB and 30 s unless set.
+    /// Memory of one stream's tail (at least 64 KiB) and how long a program is
+    /// held when it is full of what the hub has not taken: 8 MiB and 30 s
+    /// unless set. All ended commands together keep at most 64 MiB.
     #[must_use]
     pub fn tail(mut self, bytes: usize, hold: Duration) -> Self {
         self.setup.tail_bytes = bytes;
@@ -223,23 +257,61 @@ impl AgentBuilder {
     /// # Panics
     ///
     /// When called outside a tokio runtime.
-    #[expect(clippy::disallowed_methods, reason = "the shell is where randomness comes from")]
+    #[expect(clippy::disallowed_methods, reason = "the shell is where the seed is drawn")]
     pub fn connect(self, handler: impl CommandHandler) -> Agent {
-        let begin = Arc::new(Notify::new());
+        let (begin, refresh) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (report_asked, reports) = watch::channel(0);
+        let can_renew = self.setup.can_renew_token;
         let shared = Arc::new(Shared::new(
             |now| Core {
                 agent: AgentCore::new(self.setup, rand::random(), now),
                 running: HashMap::new(),
                 to_begin: VecDeque::new(),
                 begin: Arc::clone(&begin),
+                refresh: Arc::clone(&refresh),
                 report_asked,
             },
             (),
         ));
-        tokio::spawn(drive(Arc::clone(&shared), self.connector, self.tokens));
-        tokio::spawn(run_commands(Arc::clone(&shared), begin, Arc::new(handler)));
-        Agent { _last: Arc::new(Last(Arc::clone(&shared))), shared, report_asked: reports }
+        let (done, finished) = watch::channel(false);
+        let done = Done { done, shared: Arc::clone(&shared) };
+        let renew = self.tokens.clone().filter(|_| can_renew);
+        let driver = drive(Arc::clone(&shared), self.connector, self.tokens);
+        let renewing = renew_tokens(Arc::clone(&shared), renew, refresh);
+        let running = run_commands(Arc::clone(&shared), begin, Arc::new(handler));
+        tokio::spawn(async move {
+            let _done = done;
+            tokio::select! {
+                () = driver => {}
+                () = renewing => {}
+                () = running => {}
+            }
+        });
+        Agent {
+            _last: Arc::new(Last(Arc::clone(&shared))),
+            shared,
+            report_asked: reports,
+            finished,
+        }
+    }
+}
+
+/// When it is dropped, the agent is over: for good, or with its runtime.
+struct Done {
+    done: watch::Sender<bool>,
+    shared: Arc<Shared<Core>>,
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        // Nobody will ever hear of what still runs: the hub does not want
+        // this agent back. (After a stop, nothing runs any more.)
+        let left = self.shared.quietly(|core, _| std::mem::take(&mut core.running));
+        for (command, running) in left {
+            tracing::warn!(target: "trunkline::client", %command, "dropping a command: the agent is over");
+            running.task.abort();
+        }
+        self.done.send_replace(true);
     }
 }
 
@@ -290,8 +362,8 @@ impl Agent {
     }
 
     /// Stops in order: running commands are interrupted, what they wrote goes
-    /// out, the hub hears a goodbye. Returns when the connection is over, some
-    /// seconds after the grace at the latest.
+    /// out, the hub hears a goodbye. Returns when that is done, fifteen seconds
+    /// after the grace at the latest.
     ///
     /// Cancel safe: the stopping goes on.
     pub async fn stop(&self) {
@@ -299,80 +371,107 @@ impl Agent {
         self.closed().await;
     }
 
-    /// Waits until the connection is over for good, and says why: with
+    /// Waits until the agent is over for good, and says why: with
     /// [`CloseCode::Normal`] after a stop, otherwise because the hub does not
-    /// want this agent back.
+    /// want it back. What still ran then was dropped.
     ///
     /// Cancel safe.
     pub async fn closed(&self) -> Close {
-        let mut connection = self.connection();
-        let over = connection.wait_for(ConnectionState::is_over).await;
-        match over.as_deref() {
-            Ok(ConnectionState::Disconnected { why }) => why.clone(),
-            // The sender lives in `shared`, which this handle holds.
-            Ok(_) | Err(_) => Close::new(CloseCode::Normal, ""),
+        // An error is the end too: the runtime that it lived on is gone.
+        let _ = self.finished.clone().wait_for(|finished| *finished).await;
+        match &*self.shared.connection().borrow() {
+            ConnectionState::Disconnected { why } => why.clone(),
+            ConnectionState::Connecting
+            | ConnectionState::Connected
+            | ConnectionState::Reconnecting { .. } => {
+                Close::new(CloseCode::GoingAway, "the runtime of the agent has ended")
+            }
         }
     }
 }
 
-/// Begins commands as the core names them, each on a task of its own.
+/// Gets a new token whenever the hub says that the present one runs out.
+async fn renew_tokens(
+    shared: Arc<Shared<Core>>,
+    tokens: Option<Arc<dyn TokenSource>>,
+    needed: Arc<Notify>,
+) {
+    let Some(tokens) = tokens else { return std::future::pending().await };
+    loop {
+        needed.notified().await;
+        match tokens.token(false).await {
+            Ok(token) => shared.with(|core, now| core.agent.refresh(token, now)),
+            // When the present one has run out the hub closes the link, and
+            // the next attempt asks again.
+            Err(error) => tracing::warn!(target: "trunkline::client", %error, "no new token"),
+        }
+    }
+}
+
+/// Begins commands as the core names them, each on a task of its own. Ends
+/// with whoever polls it.
 async fn run_commands(
     shared: Arc<Shared<Core>>,
     begin: Arc<Notify>,
     handler: Arc<dyn CommandHandler>,
 ) {
-    let mut connection = shared.connection();
     loop {
         let more = begin.notified();
         while let Some(id) = shared.quietly(|core, _| core.to_begin.pop_front()) {
             begin_command(&shared, &handler, id);
         }
-        tokio::select! {
-            () = more => {}
-            _ = connection.wait_for(ConnectionState::is_over) => break,
-        }
-    }
-    // Nobody will ever hear of what still runs: the hub does not want this
-    // agent back. (After a stop, nothing runs any more.)
-    let tasks =
-        shared.quietly(|core, _| core.running.drain().filter_map(|(_, r)| r.task).collect());
-    let tasks: Vec<AbortHandle> = tasks;
-    for task in tasks {
-        tracing::warn!(target: "trunkline::client", "dropping a command: the hub does not want this agent back");
-        task.abort();
+        more.await;
     }
 }
 
 fn begin_command(shared: &Arc<Shared<Core>>, handler: &Arc<dyn CommandHandler>, id: CommandId) {
     let bells = Arc::new(Bells::default());
-    let begun = shared.with(|core, now| {
-        let begun = core.agent.begin(id, now)?;
+    let (start, started) = oneshot::channel();
+    let task = run_command(Arc::clone(shared), Arc::clone(handler), Arc::clone(&bells), started);
+    let task = tokio::spawn(task).abort_handle();
+    let execution = shared.with(|core, now| {
+        let (attempt, spec) = core.agent.begin(id, now)?;
         // In the table before any event can be for it.
-        core.running.insert(id, Running { bells: Arc::clone(&bells), task: None });
-        Some(begun)
+        core.running.insert(id, Running { bells: Arc::clone(&bells), task });
+        let output = Output { command: id, shared: Arc::clone(shared), bells };
+        Some(Execution { command: id, attempt, spec, output })
     });
-    let Some((attempt, spec)) = begun else { return };
-    let output = Output { command: id, shared: Arc::clone(shared), bells };
-    let execution = Execution { command: id, attempt, spec, output };
-    let handler = Arc::clone(handler);
-    let of_task = Arc::clone(shared);
-    let task = tokio::spawn(async move {
-        // A handler that panics has failed; what it shares with the agent is
-        // behind the agent's own lock.
-        let life = std::panic::AssertUnwindSafe(async { handler.run(execution).await });
-        let outcome = life
-            .catch_unwind()
-            .await
-            .unwrap_or_else(|_| Outcome::Failed("the handler panicked".into()));
-        of_task.with(|core, now| {
-            core.running.remove(&id);
-            core.agent.ended(id, outcome, now);
-        });
-    });
-    shared.quietly(|core, _| {
-        // It may have ended already.
-        if let Some(running) = core.running.get_mut(&id) {
-            running.task = Some(task.abort_handle());
+    // Without one the task ends: the command was interrupted in between.
+    if let Some(execution) = execution {
+        let _ = start.send(execution);
+    }
+}
+
+/// The task of one attempt.
+async fn run_command(
+    shared: Arc<Shared<Core>>,
+    handler: Arc<dyn CommandHandler>,
+    bells: Arc<Bells>,
+    started: oneshot::Receiver<Execution>,
+) {
+    let Ok(execution) = started.await else { return };
+    let command = execution.command;
+    // What a handler that panics shares with the agent is behind the agent's
+    // own lock.
+    let life = std::panic::AssertUnwindSafe(async { handler.run(execution).await });
+    let outcome = life.catch_unwind().await;
+    shared.with(|core, now| {
+        if !core.is_running(command, &bells) {
+            return; // it was dropped a moment ago, and has ended without this word
+        }
+        core.running.remove(&command);
+        match outcome {
+            Ok(outcome) => core.agent.ended(command, outcome, now),
+            Err(panic) => core.agent.lost(command, &said_by(&*panic), now),
         }
     });
+}
+
+/// What a panic said.
+fn said_by(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    match text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)) {
+        Some(text) => format!("the handler panicked: {text}"),
+        None => "the handler panicked".to_owned(),
+    }
 }

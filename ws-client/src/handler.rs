@@ -2,27 +2,34 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use trunkline_protocol::ids::CommandId;
-use trunkline_protocol::message::{Channel, CommandSpec, TerminalSize};
+use trunkline_protocol::message::{Channel, CommandSpec};
+use trunkline_protocol::time::Now;
 
 use crate::agent::{Bells, Core};
 use crate::connector::BoxFuture;
+use crate::core::agent::AgentCore;
+pub use crate::core::agent::{ExecutionEvent, Outcome};
 use crate::shell::Shared;
 
 /// Runs commands.
 ///
 /// [`run`](Self::run) is called once for every attempt that the hub gives to
-/// this agent, on a task of its own; by then dashboards see it as `running`.
-/// When the future is done the command has ended as the [`Outcome`] says. A
-/// handler that panics has failed.
+/// this agent, on a task of its own, as soon as one of the agent's slots is
+/// free. The command counts as `running` from then on, before its first
+/// output. When the future is done the command has ended as the [`Outcome`]
+/// says.
 ///
 /// An [`Interrupt`](ExecutionEvent::Interrupt) asks it to end: signal what runs
 /// and say so with [`Execution::signalled`], kill it after the grace. A handler
-/// that has not ended some seconds after the grace is dropped, as it is when
-/// the agent's runtime ends: dropping the future must end what it runs.
+/// that has not ended five seconds after the grace is dropped, and its command
+/// ends without it. It is dropped, too, when the hub does not want the agent
+/// back, and when the runtime ends. So dropping the future must end what it
+/// runs.
+///
+/// A handler that panics leaves its command `unknown`: something ran, and
+/// nobody can tell how that ended.
 ///
 /// Implemented by [`Programs`](crate::Programs), and by every closure from an
 /// [`Execution`] to a future of an [`Outcome`].
@@ -39,34 +46,6 @@ where
     fn run(&self, execution: Execution) -> BoxFuture<'static, Outcome> {
         Box::pin(self(execution))
     }
-}
-
-/// How an attempt ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It exited with this code.
-    Exited(i32),
-    /// A signal of this number ended it.
-    Signalled(i32),
-    /// It ended because it was interrupted.
-    Interrupted,
-    /// It could not be run: why, for people; 1,024 characters are kept.
-    Failed(String),
-}
-
-/// Something for the handler to act on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ExecutionEvent {
-    /// Somebody typed this. Each byte comes once, in order by its writer.
-    Input(Bytes),
-    /// The terminal has a new size; only the latest comes.
-    Resize(TerminalSize),
-    /// It is to end, and to be killed after the grace. Comes before
-    /// everything else that waits, and may come again.
-    Interrupt {
-        /// How long it has to end by itself.
-        grace: Duration,
-    },
 }
 
 /// One attempt at a command.
@@ -102,11 +81,13 @@ impl Execution {
     /// Reports that what runs was signalled: the last stage of an interrupt
     /// before the end. Makes the command end as `interrupted`.
     pub fn signalled(&self) {
-        self.output.shared.with(|core, _| core.agent.signalled(self.command));
+        self.output.with(|agent, _| agent.signalled(self.command));
     }
 
-    /// The next event. Taking input is what acknowledges it: who does not
-    /// take any makes its writer wait.
+    /// The next event: an interrupt before a new size, and that before input.
+    /// Taking input is what acknowledges it: who takes none makes its writers
+    /// wait, after 1 MiB. Once the command has ended there is no next event,
+    /// and this waits for ever.
     ///
     /// Cancel safe: an event is only taken when the future is done.
     pub async fn next_event(&mut self) -> ExecutionEvent {
@@ -124,9 +105,8 @@ impl Execution {
     async fn event(&mut self, input: bool) -> ExecutionEvent {
         loop {
             let more = self.output.bells.events.notified();
-            let event =
-                self.output.shared.with(|core, _| core.agent.take_event(self.command, input));
-            if let Some(event) = event {
+            let event = self.output.with(|agent, _| agent.take_event(self.command, input));
+            if let Some(event) = event.flatten() {
                 return event;
             }
             more.await;
@@ -149,6 +129,14 @@ impl std::fmt::Debug for Output {
 }
 
 impl Output {
+    /// Tells the agent something, as long as this is the attempt that runs:
+    /// what is left of a dropped one has no say in the next.
+    fn with<T>(&self, tell: impl FnOnce(&mut AgentCore, Now) -> T) -> Option<T> {
+        self.shared.with(|core, now| {
+            core.is_running(self.command, &self.bells).then(|| tell(&mut core.agent, now))
+        })
+    }
+
     /// Writes all of `bytes`. Waits while the stream's tail (8 MiB) is full of
     /// what the hub has not taken, for up to 30 s; that holds a program that
     /// writes faster than the hub takes. After that the oldest bytes are given
@@ -159,8 +147,8 @@ impl Output {
     pub async fn write(&self, channel: Channel, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = self.bells.room.notified();
-            let written =
-                self.shared.with(|core, now| core.agent.write(self.command, channel, bytes, now));
+            let written = self.with(|agent, now| agent.write(self.command, channel, bytes, now));
+            let Some(written) = written else { return };
             bytes = &bytes[written..];
             if written == 0 {
                 room.await;

@@ -146,8 +146,8 @@ async fn endlessly(stage: &Stage, begin: Vec<u8>, again: &[u8], code: u16) -> us
         }
     };
     let ((), reason) = tokio::join!(flooding, async {
-        let reason = hub.closed(code).await;
-        drop(hub);
+        let reason = hub.heard_close(code).await;
+        hub.ended().await;
         reason
     });
     println!("{code} {reason} after {sent} bytes");
@@ -245,8 +245,8 @@ async fn a_message_that_trickles_in_has_one_deadline() {
         }
     };
     tokio::join!(trickling, async {
-        hub.closed(4400).await;
-        drop(hub);
+        hub.heard_close(4400).await;
+        hub.ended().await;
     });
     stage.goes_on_alone().await;
 }

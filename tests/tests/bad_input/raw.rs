@@ -40,11 +40,11 @@ pub(crate) fn head(first: u8, len: u64) -> Vec<u8> {
     match len {
         0..126 => head.push(0x80 | u8::try_from(len).unwrap()),
         126..0x1_0000 => {
-            head.push(0x80 | 126);
+            head.push(0x80 | 0x7e);
             head.extend(u16::try_from(len).unwrap().to_be_bytes());
         }
         _ => {
-            head.push(0x80 | 127);
+            head.push(0x80 | 0x7f);
             head.extend(len.to_be_bytes());
         }
     }
@@ -155,6 +155,15 @@ impl Raw {
         self.send(&text(json)).await.unwrap();
     }
 
+    /// The hub closes with this code, says why, is answered, and ends the
+    /// connection.
+    pub(crate) async fn closed(&mut self, expected: u16) -> String {
+        let reason = self.heard_close(expected).await;
+        let _ = self.send(&close(expected, "")).await;
+        self.ended().await;
+        reason
+    }
+
     /// Proves, by a round trip, that the link lives and what was said before
     /// has been handled.
     pub(crate) async fn lives(&mut self, n: u64) {
@@ -208,9 +217,8 @@ impl<S: AsyncRead + Unpin> Raw<S> {
         json
     }
 
-    /// The hub closes with this code, says why, and ends the connection without
-    /// waiting for an answer for long.
-    pub(crate) async fn closed(&mut self, expected: u16) -> String {
+    /// The hub closes with this code and says why.
+    pub(crate) async fn heard_close(&mut self, expected: u16) -> String {
         let reason = loop {
             match self.hear().await {
                 Heard::Close(code, reason) => {
@@ -222,7 +230,6 @@ impl<S: AsyncRead + Unpin> Raw<S> {
             }
         };
         assert!(!reason.is_empty(), "a close says why");
-        self.ended().await;
         reason
     }
 

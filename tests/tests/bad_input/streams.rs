@@ -104,7 +104,7 @@ async fn binary_output_that_is_none() {
         bad[at] = byte;
         bad
     };
-    let long = binary(GUEST_STREAM, 0, &[b'x'; 16 * 1024 + 1]);
+    let long = binary(GUEST_STREAM, 0, &vec![b'x'; 16 * 1024 + 1]);
     let cases = [
         vec![],
         vec![1],

@@ -245,8 +245,10 @@ impl Dialing {
     }
 
     fn fail(&mut self, close: &Close, now: Now) {
-        if self.is_over() {
-            return;
+        match self.state {
+            State::Dialing { .. } | State::Greeting { .. } | State::Up { .. } => {}
+            // Given up already: told twice is failed once.
+            State::Waiting { .. } | State::Over => return,
         }
         let at_least = match close.advice() {
             Advice::Never => return self.end(close.clone()),
@@ -258,7 +260,11 @@ impl Dialing {
             Advice::After(after) => after,
             Advice::Reconnect => Duration::ZERO,
         };
-        let wait = self.wait().max(at_least);
+        let mut wait = self.wait();
+        if wait < at_least {
+            // Those who were told the same do not come at the same moment.
+            wait = at_least + self.backoff.first.mul_f64(self.rng.random::<f64>());
+        }
         self.failed = self.failed.saturating_add(1);
         self.state = State::Waiting { until: now.monotonic + wait };
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -366,6 +372,53 @@ mod tests {
         dialing.handle_lost(&Close::new(CloseCode::Unauthorized, ""), at(0));
         dialing.handle_timeout(at(1_000));
         assert_eq!(dialing.poll_action(), Some(DialAction::Dial { token_refused: true }));
+    }
+
+    #[test]
+    fn one_failure_told_twice_counts_once() {
+        let mut dialing = dialing(false);
+        dialing.handle_timeout(at(0));
+        dialing.handle_timeout(at(10_000));
+        assert_eq!(dialing.poll_action(), Some(DialAction::HangUp));
+        let next = dialing.deadline();
+        dialing.handle_lost(&lost(), at(10_000));
+        dialing.handle_dial_failed(&lost(), at(10_000));
+        assert_eq!(dialing.deadline(), next);
+        assert!(matches!(dialing.state(), ConnectionState::Reconnecting { attempt: 1, .. }));
+    }
+
+    #[test]
+    fn a_hint_is_kept_and_those_who_got_it_do_not_come_at_once() {
+        let until = |seed| {
+            let mut dialing = Dialing::new(Backoff::default(), false, [seed; 32]);
+            dialing.handle_timeout(at(0));
+            dialing.handle_dialed(at(0));
+            dialing.handle_lost(&Close::restart(Duration::from_secs(7)), at(0));
+            dialing.deadline().unwrap()
+        };
+        for seed in 0..50 {
+            assert!((7_000..=7_500).contains(&until(seed).as_millis()), "{:?}", until(seed));
+        }
+        assert_ne!(until(1), until(2));
+    }
+
+    #[test]
+    fn a_wait_can_be_cut_short_and_a_stop_is_final() {
+        let mut dialing = dialing(false);
+        dialing.handle_timeout(at(0));
+        for _ in 0..5 {
+            dialing.handle_dial_failed(&lost(), at(0));
+            dialing.retry_now(at(0));
+            dialing.poll_action();
+            dialing.handle_timeout(at(0));
+            assert_eq!(dialing.poll_action(), Some(DialAction::Dial { token_refused: false }));
+        }
+        dialing.stop(at(0));
+        dialing.handle_lost(&lost(), at(0));
+        dialing.retry_now(at(0));
+        assert_eq!(dialing.deadline(), None);
+        let ConnectionState::Disconnected { why } = dialing.state() else { panic!() };
+        assert_eq!(why.code, CloseCode::Normal);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
@@ -154,7 +154,14 @@ async fn run<C: Driven>(shared: &Shared<C>, mut link: BoxLink) {
         }
     };
     match over {
-        Over::Lost(close) => shared.quietly(|core, now| core.handle_lost(&close, now)),
+        Over::Lost(close) => {
+            // What answers the hub's close lies ready; if it cannot go at
+            // once, nobody waits for it.
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = link.as_mut().poll_flush(&mut cx);
+            shared.quietly(|core, now| core.handle_lost(&close, now));
+        }
+        // The core knows.
         Over::HungUp => {}
         Over::Said(close) => {
             // Whether the last words arrive is up to the hub.

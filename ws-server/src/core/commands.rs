@@ -24,8 +24,8 @@ use trunkline_protocol::message::{
     TerminalResize, TerminalSize,
 };
 
-use super::agents::HELD_MAX;
 use super::agents::Agent;
+use super::agents::HELD_MAX;
 use super::deadlines::Due;
 use super::link::LinkId;
 use super::tenant::Tenant;
@@ -875,7 +875,8 @@ impl Tenant {
 
     pub(super) fn handle_run_for(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get(&id) else { return };
-        let here = self.agents.get(&command.request.agent).is_some_and(|agent| agent.link().is_some());
+        let here =
+            self.agents.get(&command.request.agent).is_some_and(|agent| agent.link().is_some());
         if here {
             // The agent ends it; look again in case it vanishes over it.
             let margin = wires.limits.run_for_margin;

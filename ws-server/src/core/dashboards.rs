@@ -280,9 +280,9 @@ impl Tenant {
             let streams = self.covered(&subscription);
             self.interests.entry(target.clone()).or_default().push(id);
             if let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) {
-                let kept =
-                    TerminalSubscription { positions: BTreeMap::new(), ..subscription.clone() };
-                dashboard.subscription.insert(target, kept);
+                // With its positions: a stream may be known again only later, when
+                // the agent of a hub that lost its memory is back.
+                dashboard.subscription.insert(target, subscription.clone());
             }
             open.extend(streams.into_iter().map(|stream| (stream, subscription.clone())));
         }
@@ -352,7 +352,11 @@ impl Tenant {
         let Some(link) = wires.links.get(&id) else { return };
         let State::Dashboard(dashboard) = &link.state else { return };
         // Not remembered: a subscription belongs to its link.
-        let terminals = dashboard.subscription.values().cloned().collect();
+        let told = |subscription: &TerminalSubscription| TerminalSubscription {
+            positions: BTreeMap::new(),
+            ..subscription.clone()
+        };
+        let terminals = dashboard.subscription.values().map(told).collect();
         let accepted = Accepted {
             in_reply_to: request,
             subscription: Some(Subscription { terminals }),

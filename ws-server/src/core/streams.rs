@@ -425,12 +425,7 @@ impl Tenant {
     }
 
     /// What a view has shown lets a reader with a window go on.
-    pub(super) fn handle_shown(
-        wires: &mut Wires,
-        id: LinkId,
-        stream: StreamId,
-        offset: u64,
-    ) {
+    pub(super) fn handle_shown(wires: &mut Wires, id: LinkId, stream: StreamId, offset: u64) {
         let Some(link) = wires.links.get_mut(&id) else { return };
         let Some(dashboard) = link.dashboard() else { return };
         let Some(reader) = dashboard.readers.get_mut(&stream) else { return };

@@ -1,13 +1,31 @@
 //! One stream as its agent has it: the last bytes of it, how far the hub has
 //! taken it, and how far it may be sent.
+//!
+//! ```text
+//!        gone            kept for a hub that forgets     unstored: the program is
+//!                                                        held when this fills the tail
+//!   0 ────────────┬──────────────────────────────┬──────────────┬──────────────┐
+//!                start                          stored         sent           end
+//!                                                       ◄─ up to `allowed` ─►
+//! ```
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use trunkline_protocol::codec::binary::OUTPUT_HEADER_BYTES;
 use trunkline_protocol::ids::StreamId;
 use trunkline_protocol::message::{Channel, GapReason, HeldStream, TerminalGap};
-use trunkline_protocol::stream::{CHUNK_BYTES_MAX, Coalescer, Coalescing, Log, Read};
+use trunkline_protocol::stream::{
+    CHUNK_BYTES_MAX, CHUNK_OVERHEAD_BYTES, Coalescer, Coalescing, Log, Read,
+};
+
+/// Most that is taken in one write, so that the lock around the core is held
+/// for microseconds.
+const WRITE_BYTES_MAX: usize = 4 * CHUNK_BYTES_MAX;
+
+/// The smallest tail: below, the bookkeeping would be most of it.
+const TAIL_BYTES_MIN: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Tail {
@@ -15,19 +33,32 @@ pub(super) struct Tail {
     bytes_max: usize,
     coalescer: Coalescer,
     digest: Sha256,
-    /// The hub has everything below.
+    /// The hub had everything below, when it was last heard of.
     stored: u64,
-    /// May be sent up to here.
-    allowed: u64,
+    /// `None` until the hub has said, on this link, where it stands.
+    flow: Option<Flow>,
+    hold: Hold,
+    finished: bool,
+}
+
+#[derive(Debug)]
+struct Flow {
     /// Sent up to here on this link.
     sent: u64,
-    /// Whether the hub has said, on this link, where it stands.
-    positioned: bool,
-    /// Since when the program is held for lack of room.
-    held_since: Option<Duration>,
+    /// May be sent up to here.
+    allowed: u64,
+    /// The hub has spoken of this stream on this link.
+    confirmed: bool,
+}
+
+/// Whether the program may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Free,
+    /// There has been no room since then.
+    Held(Duration),
     /// It was held long enough: the oldest bytes give way.
-    overflowing: bool,
-    finished: bool,
+    GivenUp,
 }
 
 /// What is sent next.
@@ -42,15 +73,12 @@ impl Tail {
     pub(super) fn new(stream: StreamId, bytes_max: usize, coalescing: Coalescing) -> Self {
         Self {
             log: Log::new(stream).evicting_as(GapReason::AgentOverflow),
-            bytes_max,
+            bytes_max: bytes_max.max(TAIL_BYTES_MIN),
             coalescer: Coalescer::new(coalescing),
             digest: Sha256::new(),
             stored: 0,
-            allowed: 0,
-            sent: 0,
-            positioned: false,
-            held_since: None,
-            overflowing: false,
+            flow: None,
+            hold: Hold::Free,
             finished: false,
         }
     }
@@ -67,25 +95,22 @@ impl Tail {
         HeldStream { stream: self.log.stream(), from: self.log.start(), to: self.log.end() }
     }
 
-    /// Whether something is still to be sent, or was sent and not yet taken
-    /// far enough to send the rest.
-    pub(super) fn is_sending(&self) -> bool {
-        self.sent < self.log.end()
-    }
+    // ---- the program's side ---------------------------------------------
 
-    /// Appends what there is room for; 0 is: wait.
+    /// Appends what there is room for, and says how much that was; 0 is:
+    /// wait.
     pub(super) fn write(
         &mut self,
         channel: Channel,
         bytes: &[u8],
-        hold: Duration,
+        patience: Duration,
         now: Duration,
     ) -> usize {
-        let bytes = &bytes[..bytes.len().min(4 * CHUNK_BYTES_MAX)];
-        if !self.make_room(bytes.len(), hold, now) {
+        let bytes = &bytes[..bytes.len().min(WRITE_BYTES_MAX).min(self.bytes_max / 4)];
+        if !self.make_room(bytes.len(), patience, now) {
             return 0;
         }
-        // Appended at its own end: there is no jump.
+        // At its own end: there is no jump, and every byte is new.
         if self.log.append(self.log.end(), channel, bytes).is_ok() {
             self.digest.update(bytes);
             self.coalescer.handle_written(self.log.end(), now);
@@ -93,122 +118,158 @@ impl Tail {
         bytes.len()
     }
 
-    fn make_room(&mut self, bytes: usize, hold: Duration, now: Duration) -> bool {
-        let full = |tail: &Self| tail.log.cost() + bytes > tail.bytes_max && tail.log.cost() > 0;
-        // What the hub has goes first; it is only kept for a hub that forgets.
-        while full(self) && self.log.start() + CHUNK_BYTES_MAX as u64 <= self.stored {
-            if self.log.evict_oldest() == 0 {
+    fn make_room(&mut self, bytes: usize, patience: Duration, now: Duration) -> bool {
+        let chunks = bytes.div_ceil(CHUNK_BYTES_MAX);
+        let needed = bytes + chunks * (CHUNK_OVERHEAD_BYTES + OUTPUT_HEADER_BYTES);
+        let keep = self.bytes_max.saturating_sub(needed);
+        // What the hub has goes first: it is only kept for a hub that forgets.
+        while self.log.cost() > keep {
+            let oldest = self.log.start() + CHUNK_BYTES_MAX as u64;
+            if self.log.evict_before(oldest.min(self.stored)) == 0 {
                 break;
             }
         }
-        if !full(self) {
-            self.held_since = None;
-            self.overflowing = false;
+        if self.log.cost() <= keep {
+            self.hold = Hold::Free;
             return true;
         }
-        let since = *self.held_since.get_or_insert(now);
-        if !self.overflowing && now < since.saturating_add(hold) {
-            return false;
-        }
-        self.overflowing = true;
-        while full(self) {
-            if self.log.evict_oldest() == 0 {
-                break;
+        match self.hold {
+            Hold::Free => {
+                self.hold = Hold::Held(now);
+                false
+            }
+            Hold::Held(since) if now < since.saturating_add(patience) => false,
+            Hold::Held(_) | Hold::GivenUp => {
+                self.hold = Hold::GivenUp;
+                self.log.evict_to(keep);
+                true
             }
         }
-        true
     }
 
-    /// Whether a program that is held may go on. What was gathered long enough
-    /// is due from now on, even if the link takes nothing: a deadline that has
-    /// come must not stay one.
-    pub(super) fn handle_timeout(&mut self, hold: Duration, now: Duration) -> bool {
+    /// Lets time pass. Says whether a program that was held may go on.
+    pub(super) fn handle_timeout(&mut self, patience: Duration, now: Duration) -> bool {
+        // What is due stays due while the link is slow, without a timer.
         self.coalescer.due(now);
-        let over = self.hold_deadline(hold).is_some_and(|at| at <= now);
+        let over = self.hold_deadline(patience).is_some_and(|at| at <= now);
         if over {
-            self.overflowing = true;
+            self.hold = Hold::GivenUp;
         }
         over
     }
 
-    pub(super) fn hold_deadline(&self, hold: Duration) -> Option<Duration> {
-        let since = self.held_since.filter(|_| !self.overflowing && !self.finished)?;
-        Some(since.saturating_add(hold))
+    /// When a program that is held is let go.
+    pub(super) fn hold_deadline(&self, patience: Duration) -> Option<Duration> {
+        match self.hold {
+            Hold::Held(since) if !self.finished => Some(since.saturating_add(patience)),
+            Hold::Held(_) | Hold::Free | Hold::GivenUp => None,
+        }
     }
 
     /// The end of the stream: its length and its digest.
-    pub(super) fn finish(&mut self) -> (u64, Option<String>) {
+    pub(super) fn finish(&mut self) -> (u64, String) {
+        use std::fmt::Write as _;
         self.finished = true;
         self.coalescer.flush();
-        let digest = self.digest.clone().finalize();
-        let hex = digest.iter().fold(String::from("sha256:"), |mut hex, byte| {
-            use std::fmt::Write as _;
+        let mut digest = String::from("sha256:");
+        for byte in self.digest.clone().finalize() {
             // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
-        (self.log.end(), Some(hex))
+            let _ = write!(digest, "{byte:02x}");
+        }
+        (self.log.end(), digest)
     }
+
+    /// Gives up every byte that is kept. What the hub does not have becomes a
+    /// gap.
+    pub(super) fn give_up(&mut self) {
+        self.log.evict_to(0);
+    }
+
+    // ---- the hub's side -------------------------------------------------
 
     /// A new link: nothing is sent before the hub has said where it stands.
     pub(super) fn handle_link(&mut self) {
-        self.positioned = false;
+        self.flow = None;
     }
 
-    /// The hub stands at `stored` and takes up to `allowed`, on this link.
-    pub(super) fn position(&mut self, stored: u64, allowed: u64) {
-        self.positioned = true;
-        self.stored = stored.min(self.log.end());
-        self.sent = self.stored;
-        self.allowed = allowed;
+    /// The stream begins on this link: there is nothing to wait for.
+    pub(super) fn begin(&mut self, allowed: u64) {
+        self.flow = Some(Flow { sent: 0, allowed, confirmed: false });
     }
 
-    /// Returns whether there may be room for the program now.
+    /// The hub has everything below `stored` and takes up to `allowed`. Says
+    /// whether there may be room for a program that was held.
     pub(super) fn handle_taken(&mut self, stored: u64, allowed: u64) -> bool {
-        if self.positioned {
-            self.stored = self.stored.max(stored.min(self.log.end()));
-            self.allowed = self.allowed.max(allowed);
+        let stored = stored.min(self.log.end());
+        if let Some(flow) = &mut self.flow {
+            flow.confirmed = true;
+            flow.allowed = flow.allowed.max(allowed);
+            flow.sent = flow.sent.max(stored);
+            self.stored = self.stored.max(stored);
         } else {
-            self.position(stored, allowed);
+            // Another hub may have less than the last one had.
+            self.flow = Some(Flow { sent: stored, allowed, confirmed: true });
+            self.stored = stored;
         }
-        self.held_since.is_some()
+        self.hold != Hold::Free
     }
 
-    /// The hub missed something: from what it has, again.
+    /// The hub missed something: sends again from what it has.
     pub(super) fn rewind(&mut self) {
-        self.sent = self.sent.min(self.stored);
+        if let Some(flow) = &mut self.flow {
+            flow.sent = flow.sent.min(self.stored);
+        }
     }
 
+    /// The hub does not know a stream. If it has never spoken of this one,
+    /// this may be it: nothing more is sent until it does.
+    pub(super) fn doubt(&mut self) {
+        if self.flow.as_ref().is_some_and(|flow| !flow.confirmed) {
+            self.flow = None;
+        }
+    }
+
+    /// Whether nothing remains to be sent, as far as is known.
+    pub(super) fn is_sent(&self) -> bool {
+        let sent = self.flow.as_ref().map_or(self.stored, |flow| flow.sent);
+        sent >= self.log.end()
+    }
+
+    /// Whether something goes out as soon as the hub allows it.
+    pub(super) fn is_sending(&self) -> bool {
+        self.flow.as_ref().is_some_and(|flow| flow.sent < self.log.end())
+    }
+
+    /// When more will be due by the passing of time.
     pub(super) fn send_deadline(&self) -> Option<Duration> {
-        let blocked = !self.positioned || self.sent >= self.allowed || self.sent >= self.log.end();
+        let flow = self.flow.as_ref()?;
+        let blocked = flow.sent >= flow.allowed || flow.sent >= self.log.end();
         if blocked { None } else { self.coalescer.deadline() }
     }
 
-    /// The next piece that is due and allowed.
-    pub(super) fn poll_send(&mut self, now: Duration) -> Option<Sent> {
-        if !self.positioned || self.sent >= self.log.end() {
+    /// The next piece that is due and allowed, of at most `chunk_bytes_max`.
+    pub(super) fn poll_send(&mut self, chunk_bytes_max: u64, now: Duration) -> Option<Sent> {
+        let flow = self.flow.as_mut()?;
+        if flow.sent >= self.log.end() {
             return None;
         }
-        let stream = self.log.stream();
-        if self.sent < self.log.start() {
+        let read = if flow.sent < self.log.start() {
             // What is lost is said at once, whatever is granted.
-            if let Read::Gap(gap) = self.log.read_limited(self.sent, u64::MAX) {
-                self.sent = gap.to;
-                self.allowed = self.allowed.max(gap.to);
-                let (from, to, reason) = (gap.from, gap.to, gap.reason);
-                return Some(Sent::Gap(TerminalGap { stream, from, to, reason }));
-            }
-        }
-        let up_to = self.coalescer.due(now).max(self.sent).min(self.allowed);
-        match self.log.read_gathered(self.sent, up_to) {
+            self.log.read(flow.sent)
+        } else {
+            let cut = flow.sent.saturating_add(chunk_bytes_max);
+            let up_to = self.coalescer.due(now).min(flow.allowed).min(cut);
+            self.log.read_gathered(flow.sent, up_to)
+        };
+        match read {
             Read::Chunk { frame, next } => {
-                self.sent = next;
+                flow.sent = next;
                 Some(Sent::Chunk(frame))
             }
             Read::Gap(gap) => {
-                self.sent = gap.to;
+                flow.sent = gap.to;
                 let (from, to, reason) = (gap.from, gap.to, gap.reason);
-                Some(Sent::Gap(TerminalGap { stream, from, to, reason }))
+                Some(Sent::Gap(TerminalGap { stream: self.log.stream(), from, to, reason }))
             }
             Read::End => None,
         }

@@ -192,6 +192,20 @@ struct Flow {
     opened: TerminalOpened,
     /// The last that the hub was told.
     shown: u64,
+    /// How far the hub has sent. It is told of nothing beyond: a hub that lost
+    /// its memory may begin before what was consumed here.
+    sent: u64,
+}
+
+impl Flow {
+    fn new(opened: TerminalOpened) -> Self {
+        Self { shown: opened.from, sent: opened.from, opened }
+    }
+
+    /// What there is to tell the hub, if this much was consumed.
+    fn unsaid(&self, consumed: u64) -> u64 {
+        consumed.min(self.sent).saturating_sub(self.shown)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -315,6 +329,7 @@ impl Readers {
                 // The hub's window starts here again.
                 if let Some(flow) = self.flows.get_mut(stream) {
                     flow.shown = flow.shown.min(*position);
+                    flow.sent = flow.sent.min(*position);
                 }
             }
             return Some(subscription);
@@ -399,13 +414,8 @@ impl Readers {
                 self.awake.insert(*id);
             }
         }
-        let stream = opened.stream;
-        self.to_show.remove(&stream);
-        self.flows.insert(stream, Flow { shown: opened.from, opened });
-        // A hub that lost its memory begins before what was consumed here. What
-        // it sends then is known and consumed by nobody: it would stop at the
-        // end of its window and wait for ever.
-        self.consider_shown(stream);
+        self.to_show.remove(&opened.stream);
+        self.flows.insert(opened.stream, Flow::new(opened));
         if self.flows.len() > 2 * READINGS_MAX {
             let readers = &self.by_id;
             self.flows.retain(|stream, _| {
@@ -417,11 +427,22 @@ impl Readers {
     /// Bytes of a stream.
     pub(super) fn handle_output(&mut self, output: &TerminalOutput) {
         self.hand_out(output.stream, |reader, opened| reader.handle_output(output, opened));
+        self.handle_sent(output.stream, output.offset + output.data.len() as u64);
     }
 
     /// The name of a hole in a stream.
     pub(super) fn handle_gap(&mut self, gap: &TerminalGap) {
         self.hand_out(gap.stream, |reader, opened| reader.handle_gap(gap, opened));
+        self.handle_sent(gap.stream, gap.to);
+    }
+
+    /// The hub has sent up to there. What was consumed before it came is never
+    /// taken by anybody, and counts as shown at once.
+    fn handle_sent(&mut self, stream: StreamId, to: u64) {
+        if let Some(flow) = self.flows.get_mut(&stream) {
+            flow.sent = flow.sent.max(to);
+            self.consider_shown(stream);
+        }
     }
 
     fn hand_out(&mut self, stream: StreamId, to: impl Fn(&mut Reader, Option<u64>) -> Fate) {
@@ -543,7 +564,7 @@ impl Readers {
         let readers = self.by_id.values().filter(|reader| covers(&reader.target, &flow.opened));
         let Some(window) = readers.map(|reader| reader.options.window_bytes).min() else { return };
         let Some(consumed) = self.least_consumed(stream) else { return };
-        let unsaid = consumed.saturating_sub(flow.shown);
+        let unsaid = flow.unsaid(consumed);
         if unsaid > 0 && (unsaid >= window / 4 || unsaid + CHUNK_BYTES > window) {
             self.to_show.insert(stream);
         }
@@ -554,9 +575,10 @@ impl Readers {
         while let Some(stream) = self.to_show.pop_first() {
             let Some(consumed) = self.least_consumed(stream) else { continue };
             let Some(flow) = self.flows.get_mut(&stream) else { continue };
-            if consumed > flow.shown {
-                flow.shown = consumed;
-                return Some((stream, consumed));
+            let unsaid = flow.unsaid(consumed);
+            if unsaid > 0 {
+                flow.shown += unsaid;
+                return Some((stream, flow.shown));
             }
         }
         None

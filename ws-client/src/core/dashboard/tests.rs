@@ -524,7 +524,11 @@ fn a_hub_that_begins_before_what_was_consumed_is_told_so() {
     w.list(&[]);
     w.subscribed();
     w.open(S1, 0, 200); // its agent came back later, and it knows no position
-    assert_eq!(w.shown(), [(S1, 90)], "or it would wait for ever at 100");
+    w.output(S1, 0, &"a".repeat(60));
+    assert_eq!(w.shown(), [(S1, 60)], "or it would wait for ever at 100");
+    w.output(S1, 60, &"a".repeat(60));
+    assert_eq!(w.shown(), [(S1, 90)]);
+    assert_eq!(w.text(reader).len(), 30);
 }
 
 #[test]
