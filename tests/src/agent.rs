@@ -177,14 +177,14 @@ impl AgentNode {
                         break;
                     }
                 }
-                Step::Sleep(time) => program.until = now.monotonic + time,
+                Step::Sleep(pause) => program.until = now.monotonic + pause,
                 Step::Forever => {
                     program.steps.push_front(Step::Forever);
                     program.until = Duration::MAX;
                 }
-                Step::Exit(code) => {
+                Step::Exit(status) => {
                     self.programs.remove(&id);
-                    core.ended(id, Outcome::Exited(code), now);
+                    core.ended(id, Outcome::Exited(status), now);
                     return true;
                 }
             }

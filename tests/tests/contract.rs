@@ -1,5 +1,5 @@
 //! One contract, every transport: the same stories over in-memory links and
-//! over real WebSockets, with real programs in real pseudo-terminals, through
+//! over real `WebSocket`s, with real programs in real pseudo-terminals, through
 //! the public API only.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "stories")]
