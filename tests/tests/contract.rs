@@ -213,9 +213,9 @@ async fn loses_no_byte_of_a_large_output_when_cables_are_cut(fabric: Fabric) {
     let (ann, ann_cable) = fabric.dashboard().await;
     let (bob, bob_cable) = fabric.dashboard().await;
     let line = "0123456789abcdef".repeat(64);
-    let script = format!("i=0; while [ $i -lt 12000 ]; do echo {line}; i=$((i+1)); done");
+    let script = format!("i=0; while [ $i -lt 7000 ]; do echo {line}; i=$((i+1)); done");
     let command = ann.run("build-1", Request::shell(script)).await.unwrap();
-    let expected = format!("{line}\n").repeat(12_000);
+    let expected = format!("{line}\n").repeat(7_000);
     let cables = [agent_cable, ann_cable, bob_cable];
     let cutting = tokio::spawn(async move {
         for cable in cables.iter().cycle().take(6) {

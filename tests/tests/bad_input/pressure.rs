@@ -280,7 +280,7 @@ fn endless_gaps() {
                 .await;
         }
         guest.lives(1).await;
-        rise.at_most(4 * MIB);
+        rise.at_most(16 * MIB);
         drop(guest);
         stage.goes_on_alone().await;
     });

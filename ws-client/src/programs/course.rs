@@ -32,6 +32,8 @@ const LINGER_MAX: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 /// What a pipe can hold at most, unless the administrator says otherwise.
 const PIPE_BYTES_MAX: usize = 1024 * 1024;
+/// How long an interrupt may wait behind input that nobody reads.
+const LOOK_FOR_INTERRUPT: Duration = Duration::from_millis(500);
 /// How often a terminal that everybody closed is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -114,9 +116,13 @@ impl Stage {
 }
 
 /// The next event. While the program is behind with its input, no more of it
-/// is taken; an interrupt still gets through.
+/// is asked for, apart from a look now and then: that is how an interrupt is
+/// found, which comes before all input.
 async fn next_event(execution: &mut Execution, behind: bool) -> ExecutionEvent {
-    if behind { execution.next_event_but_input().await } else { execution.next_event().await }
+    if behind {
+        sleep_until(now() + LOOK_FOR_INTERRUPT).await;
+    }
+    execution.next_event().await
 }
 
 async fn due(deadline: Option<Instant>) {

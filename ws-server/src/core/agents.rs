@@ -110,7 +110,7 @@ impl Tenant {
                 wires.close(old, Close::new(CloseCode::Superseded, "another link took over"));
             }
         } else {
-            agent.tokens = wires.limits.grant_bytes.max(wires.limits.terminal_bytes_per_second);
+            agent.tokens = wires.limits.grant_bytes;
             agent.tokens_at = wires.now.monotonic;
         }
         let report = agent.seen.take().map(|seen| seen.report).unwrap_or_default();

@@ -289,7 +289,7 @@ impl Tenant {
         let earned = u128::from(rate) * passed.as_micros() / 1_000_000;
         let earned = u64::try_from(earned).unwrap_or(u64::MAX);
         if earned > 0 {
-            agent.tokens = agent.tokens.saturating_add(earned).min(ahead.max(rate));
+            agent.tokens = agent.tokens.saturating_add(earned).min(ahead);
             agent.tokens_at = wires.now.monotonic;
         }
         let given = wanted.min(agent.tokens);
