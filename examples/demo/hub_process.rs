@@ -9,7 +9,6 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use trunkline_server::Hub;
-use trunkline_server::protocol::limits::Limits;
 
 /// The hidden argument that makes the demo be the hub.
 pub(crate) const ARGUMENT: &str = "--hub-process";
@@ -50,10 +49,7 @@ impl HubProcess {
 /// What that process does: a hub on any free port, until whoever started it
 /// is gone.
 pub(crate) async fn be_the_hub() -> Result<(), Box<dyn Error>> {
-    // The large output is written faster than the links come back: with the
-    // default of 8 MiB a dashboard that was away would be told of a gap.
-    let limits = Limits { log_bytes_per_stream: super::KEPT_BYTES, ..Limits::default() };
-    let hub = Hub::builder().limits(limits).start().await?;
+    let hub = Hub::builder().start().await?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let mut stdout = io::stdout();
     writeln!(stdout, "{}", listener.local_addr()?)?;

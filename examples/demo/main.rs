@@ -39,9 +39,6 @@ use crate::show::{Colour, Show};
 /// What must not take longer.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// Output that the hub and the agent keep of each stream: all of the large one.
-pub(crate) const KEPT_BYTES: usize = 64 * 1024 * 1024;
-
 /// A hub, two agents and two dashboards; cables are pulled, the hub is killed,
 /// and every byte must arrive once.
 #[derive(Debug, Parser)]

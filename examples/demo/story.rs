@@ -59,11 +59,7 @@ pub(crate) async fn tell(show: &Show) -> Result<bool, Box<dyn Error>> {
     show.say("hub", &format!("process {} listens on {}", hub.pid(), hub.address));
 
     let crew = Crew::default();
-    let build_1 = Agent::builder(&url, "build-1")?
-        .slots(2)
-        .backoff(BACKOFF)
-        .tail(crate::KEPT_BYTES, Duration::from_secs(30))
-        .connect(crew.clone());
+    let build_1 = Agent::builder(&url, "build-1")?.slots(2).backoff(BACKOFF).connect(crew.clone());
     let build_2 = Agent::builder(&url, "build-2")?.backoff(BACKOFF).connect(crew.clone());
     let ids = [build_1.id(), build_2.id()];
     let ann = Watcher::connect("ann", &url, BACKOFF, &ids)?;
