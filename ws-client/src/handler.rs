@@ -137,10 +137,11 @@ impl Output {
         })
     }
 
-    /// Writes all of `bytes`. Waits while the stream's tail (8 MiB) is full of
-    /// what the hub has not taken, for up to 30 s; that holds a program that
-    /// writes faster than the hub takes. After that the oldest bytes are given
-    /// up, and dashboards see a gap there.
+    /// Writes all of `bytes`. Waits while they do not fit into the stream's tail
+    /// (8 MiB) beside what the hub has not taken and, in up to half of it, what
+    /// it took last. That holds a program that writes faster than the hub takes,
+    /// for up to 30 s; after that the oldest bytes are given up, and dashboards
+    /// see a gap there.
     ///
     /// Not cancel safe: a part may have been written. Bytes of a command that
     /// has ended are dropped.

@@ -5,7 +5,6 @@
 //! (the hub the output, the program the input) holds up only that one
 //! direction, so an interrupt arrives in any state.
 
-use std::collections::VecDeque;
 use std::future::pending;
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -32,8 +31,6 @@ const LINGER_MAX: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 /// What a pipe can hold at most, unless the administrator says otherwise.
 const PIPE_BYTES_MAX: usize = 1024 * 1024;
-/// How long an interrupt may wait behind input that nobody reads.
-const LOOK_FOR_INTERRUPT: Duration = Duration::from_millis(500);
 /// How often a terminal that everybody closed is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -53,7 +50,7 @@ pub(super) async fn follow(
     let mut reading = pin!(Some(read(&mut sources, &output, &group, linger, stages)));
     // Gone once the program is: what it left running reads the end.
     let mut writing = pin!(Some(write(input, untaken)));
-    let mut behind = VecDeque::new();
+    let mut behind: Option<Bytes> = None;
     let mut runs = true;
     let mut kill_at = None;
 
@@ -69,7 +66,7 @@ pub(super) async fn follow(
                 group.kill();
                 stage.send_if_modified(|stage| stage.advance(Stage::Killed));
             }
-            event = next_event(&mut execution, !behind.is_empty()) => match event {
+            event = next_event(&mut execution, behind.is_some()) => match event {
                 ExecutionEvent::Interrupt { grace } => {
                     group.interrupt();
                     execution.signalled();
@@ -79,11 +76,11 @@ pub(super) async fn follow(
                         Stage::Runs | Stage::Ended => [kill_at, asked].into_iter().flatten().min(),
                     };
                 }
-                ExecutionEvent::Input(piece) => behind.push_back(piece),
+                ExecutionEvent::Input(piece) => behind = Some(piece),
                 ExecutionEvent::Resize(size) => resize(&group, size),
             },
-            Ok(place) = pieces.reserve(), if !behind.is_empty() => {
-                if let Some(piece) = behind.pop_front() {
+            Ok(place) = pieces.reserve(), if behind.is_some() => {
+                if let Some(piece) = behind.take() {
                     place.send(piece);
                 }
             }
@@ -116,13 +113,9 @@ impl Stage {
 }
 
 /// The next event. While the program is behind with its input, no more of it
-/// is asked for, apart from a look now and then: that is how an interrupt is
-/// found, which comes before all input.
+/// is taken, so that who types it waits; an interrupt comes all the same.
 async fn next_event(execution: &mut Execution, behind: bool) -> ExecutionEvent {
-    if behind {
-        sleep_until(now() + LOOK_FOR_INTERRUPT).await;
-    }
-    execution.next_event().await
+    if behind { execution.next_event_but_input().await } else { execution.next_event().await }
 }
 
 async fn due(deadline: Option<Instant>) {

@@ -2,8 +2,8 @@
 //! taken it, and how far it may be sent.
 //!
 //! ```text
-//!        gone            kept for a hub that forgets     unstored: the program is
-//!                                                        held when this fills the tail
+//!        gone            kept for a hub that forgets     unstored: the program is held
+//!                                                        when this fills the other half
 //!   0 ────────────┬──────────────────────────────┬──────────────┬──────────────┐
 //!                start                          stored         sent           end
 //!                                                       ◄─ up to `allowed` ─►
@@ -122,8 +122,9 @@ impl Tail {
         let chunks = bytes.div_ceil(CHUNK_BYTES_MAX);
         let needed = bytes + chunks * (CHUNK_OVERHEAD_BYTES + OUTPUT_HEADER_BYTES);
         let keep = self.bytes_max.saturating_sub(needed);
-        // What the hub has goes first: it is only kept for a hub that forgets.
-        while self.log.cost() > keep {
+        // What the hub has goes first, down to half of the tail: a hub may be
+        // killed before it has passed on what it took.
+        while self.log.cost() > keep && self.stored_cost() > self.bytes_max / 2 {
             let oldest = self.log.start() + CHUNK_BYTES_MAX as u64;
             if self.log.evict_before(oldest.min(self.stored)) == 0 {
                 break;
@@ -145,6 +146,14 @@ impl Tail {
                 true
             }
         }
+    }
+
+    /// About what the bytes cost that the hub has: their share of all.
+    fn stored_cost(&self) -> usize {
+        let kept = self.log.end() - self.log.start();
+        let stored = self.stored.saturating_sub(self.log.start());
+        let share = self.log.cost() as u128 * u128::from(stored) / u128::from(kept.max(1));
+        usize::try_from(share).unwrap_or(usize::MAX)
     }
 
     /// Lets time pass. Says whether a program that was held may go on.

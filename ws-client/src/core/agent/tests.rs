@@ -128,10 +128,29 @@ fn a_program_is_held_while_its_tail_is_full_of_what_the_hub_has_not_taken() {
     assert!((150_000..256 * KIB).contains(&written), "{written}");
     agent.connect(&mut hub);
     agent.talk(&mut hub);
+    hub.take(&mut agent, command);
     assert!(agent.heard(&AgentOutput::Room(command)));
-    assert!(agent.type_until_held(command) > written / 2);
+    assert!(agent.type_until_held(command) > written / 3);
     agent.talk(&mut hub);
     assert!(hub.gaps(command).is_empty());
+}
+
+#[test]
+fn half_of_a_tail_is_kept_for_a_hub_that_dies_with_what_it_took() {
+    let (mut agent, mut hub) = connected_as(|setup| setup.tail_bytes = 256 * 1024);
+    let command = agent.run(&mut hub, 1);
+    agent.type_out(command, 200_000);
+    agent.talk(&mut hub);
+    hub.take(&mut agent, command);
+    agent.cut();
+    let unstored = agent.type_until_held(command);
+    assert!(unstored > 64 * KIB, "{unstored}");
+
+    let mut hub = Hub::default();
+    let from = agent.connect(&mut hub).commands[0].stream.unwrap().from;
+    assert!(from <= 200_000 - 100 * KIB, "{from}");
+    agent.talk(&mut hub);
+    assert_eq!(hub.text(command), text(from, 200_000 + unstored));
 }
 
 #[test]
