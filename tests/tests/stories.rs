@@ -420,6 +420,46 @@ fn a_hub_that_lost_its_memory_is_refilled_with_what_had_already_ended() {
 }
 
 #[test]
+fn what_had_ended_before_a_hub_lost_its_memory_is_not_seen_to_run_again() {
+    let mut world = small_world(33);
+    world.hook_delay = 50 * MS;
+    let (command, _) = world.request(0, "a", "write:1000 exit:0");
+    ends(&mut world, command, CommandStatus::Completed);
+    world.kill_hub();
+    world.start_hub(Memory::Lost);
+    let mut seen = Vec::new();
+    for _ in 0..10_000 {
+        world.run_for(MS);
+        let busy = world.presence(0, "a") == Some(Presence::Busy);
+        let status = world.status(0, command);
+        assert!(!busy, "it takes no slot");
+        if seen.last() != Some(&status) {
+            seen.push(status);
+        }
+    }
+    assert_eq!(seen, [Some(CommandStatus::Completed), None, Some(CommandStatus::Completed)]);
+}
+
+#[test]
+fn who_never_came_is_forgotten_with_what_was_asked_of_it() {
+    let limits = Limits { agents_max: 2, ..Limits::default() };
+    let mut world = World::with_limits(38, limits);
+    world.dashboard();
+    let brief = |r: &mut CommandRequest| r.deliver_within_ms = Some(1_000);
+    for name in ["b", "c"] {
+        world.request_with(0, name, "exit:0", brief);
+    }
+    world.run_for(5 * S);
+    let (_, refused) = world.request_with(0, "d", "exit:0", brief);
+    world.run_for(1800 * S);
+    let (_, accepted) = world.request_with(0, "e", "exit:0", brief);
+    world.run_for(S);
+    let answers = &world.dashboards[0].answers;
+    assert!(answers[&refused].is_err(), "there is no room for another name");
+    assert!(answers[&accepted].is_ok(), "there is again");
+}
+
+#[test]
 fn a_hub_that_lost_its_memory_says_so_of_what_was_queued() {
     let mut world = small_world(33);
     let (running, _) = world.request(0, "a", "sleep:60000 exit:0");

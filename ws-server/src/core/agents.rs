@@ -31,6 +31,9 @@ pub(super) struct Agent {
     pub(super) accepting: usize,
     /// Commands that take a slot: being leased, leased, running, settling.
     pub(super) held: BTreeSet<CommandId>,
+    /// Commands that had ended before this hub heard of them, until that is
+    /// stored: they take no slot, and are not listed.
+    pub(super) relearnt: BTreeSet<CommandId>,
     /// Finished commands still listed, oldest first.
     pub(super) finished: VecDeque<CommandId>,
     /// Streams whose `terminal:taken` is to be sent.
@@ -205,6 +208,20 @@ impl Tenant {
         self.publish_agent(wires, id);
     }
 
+    /// An agent that is not here is to be forgotten in time: one that never
+    /// was, as soon as what was asked of it is of no interest any more.
+    pub(super) fn forget_agent_later(&self, wires: &mut Wires, id: &AgentId) {
+        let Some(agent) = self.agents.get(id).filter(|agent| agent.link().is_none()) else {
+            return;
+        };
+        let retention = match &agent.seen {
+            Some(_) => wires.limits.agent_retention,
+            None => wires.limits.log_retention,
+        };
+        let at = wires.at(retention);
+        wires.deadlines.set_earlier(Due::AgentRetention(self.id.clone(), id.clone()), at);
+    }
+
     /// An agent has been away for so long that nobody waits for it any more.
     pub(super) fn handle_agent_retention(&mut self, wires: &mut Wires, id: &AgentId) {
         let Some(agent) = self.agents.get(id) else { return };
@@ -215,10 +232,11 @@ impl Tenant {
             self.end_command(wires, command, CommandStatus::Unknown, None);
         }
         let Some(agent) = self.agents.get(id) else { return };
-        if !agent.held.is_empty() || !agent.queue.is_empty() || agent.accepting > 0 {
+        let is_needed = agent.accepting > 0
+            || !(agent.held.is_empty() && agent.relearnt.is_empty() && agent.queue.is_empty());
+        if is_needed {
             // What still waits has a time of its own; look again later.
-            let retention = wires.limits.agent_retention;
-            wires.in_time(Due::AgentRetention(self.id.clone(), id.clone()), retention);
+            self.forget_agent_later(wires, id);
             return;
         }
         for command in agent.finished.clone() {

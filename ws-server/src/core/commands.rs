@@ -230,6 +230,7 @@ impl Tenant {
             return Err(Refusal::new(ErrorCode::QueueFull, "the agent's queue is full"));
         }
         self.agents.entry(request.agent.clone()).or_default().accepting += 1;
+        self.forget_agent_later(wires, &request.agent);
         let within = request.deliver_within_ms.map(Duration::from_millis);
         let within = within.unwrap_or(wires.limits.deliver_within);
         let command = Command {
@@ -520,6 +521,7 @@ impl Tenant {
         let agent = self.agents.entry(agent_id.clone()).or_default();
         agent.queue.retain(|_, queued| *queued != id);
         agent.held.remove(&id);
+        agent.relearnt.remove(&id);
         agent.finished.push_back(id);
         let too_many = agent.finished.len() > wires.limits.finished_per_agent;
         let oldest = if too_many { agent.finished.front().copied() } else { None };
@@ -585,9 +587,14 @@ impl Tenant {
         self.wake_followers(wires);
     }
 
+    /// Lists the command as it now is. One that is not stored yet is not
+    /// listed, and neither is one that has ended while this hub did not know
+    /// of it: nobody is to see it run again.
     pub(super) fn publish_command(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get(&id) else { return };
-        if command.stage != Stage::Accepting {
+        let agent = self.agents.get(&command.request.agent);
+        let is_relearnt = agent.is_some_and(|agent| agent.relearnt.contains(&id));
+        if command.stage != Stage::Accepting && !is_relearnt {
             self.ledger.set_command(command.state());
             self.wake_followers(wires);
         }
@@ -790,7 +797,7 @@ impl Tenant {
         held: &HeldCommand,
     ) {
         let Some(spec) = held.spec.clone() else { return };
-        let holds = self.agents.get(agent).map_or(0, |agent| agent.held.len());
+        let holds = self.agents.get(agent).map_or(0, |a| a.held.len() + a.relearnt.len());
         let request = CommandRequest {
             command: held.command,
             agent: agent.clone(),
@@ -825,7 +832,11 @@ impl Tenant {
         self.store(wires, held.command, change);
         self.commands.insert(held.command, command);
         if let Some(agent) = self.agents.get_mut(agent) {
-            agent.held.insert(held.command);
+            if held.status.is_final() {
+                agent.relearnt.insert(held.command);
+            } else {
+                agent.held.insert(held.command);
+            }
         }
     }
 
@@ -932,6 +943,8 @@ impl Tenant {
             size: None,
         };
         self.commands.insert(id, command);
+        let retention = wires.limits.agent_retention;
+        wires.in_time(Due::AgentRetention(self.id.clone(), agent_id.clone()), retention);
         let agent = self.agents.entry(agent_id).or_default();
         match stage {
             Stage::Queued => self.requeue(wires, id),

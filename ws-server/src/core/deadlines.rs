@@ -57,9 +57,9 @@ impl Deadlines {
         self.by_time.insert((at, due));
     }
 
-    /// Sets a deadline unless there is one already.
-    pub(super) fn set_if_none(&mut self, due: Due, at: Duration) {
-        if !self.by_due.contains_key(&due) {
+    /// Sets a deadline unless there is an earlier one.
+    pub(super) fn set_earlier(&mut self, due: Due, at: Duration) {
+        if self.by_due.get(&due).is_none_or(|known| at < *known) {
             self.set(due, at);
         }
     }
@@ -97,7 +97,7 @@ mod tests {
         let due = Due::Greeting(LinkId(1));
         deadlines.set(due.clone(), Duration::from_secs(5));
         deadlines.set(due.clone(), Duration::from_secs(9));
-        deadlines.set_if_none(due.clone(), Duration::from_secs(1));
+        deadlines.set_earlier(due.clone(), Duration::from_secs(10));
         assert_eq!(deadlines.pop(Duration::from_secs(8)), None);
         assert_eq!(deadlines.pop(Duration::from_secs(9)), Some(due.clone()));
         assert_eq!(deadlines.pop(Duration::from_secs(99)), None);

@@ -298,7 +298,7 @@ impl Tenant {
             let micros = u128::from(missing) * 1_000_000 / u128::from(rate);
             let after = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX) + 1);
             let at = wires.at(after);
-            wires.deadlines.set_if_none(Due::Grant(self.id.clone(), stream.agent.clone()), at);
+            wires.deadlines.set_earlier(Due::Grant(self.id.clone(), stream.agent.clone()), at);
             return;
         }
         agent.tokens -= given;
