@@ -401,6 +401,7 @@ fn gap() -> impl Strategy<Value = TerminalGap> {
     let reason = prop_oneof![
         Just(GapReason::Evicted),
         Just(GapReason::AgentOverflow),
+        Just(GapReason::AgentLoss),
         Just(GapReason::HubLoss),
         Just(GapReason::Lagged),
         Just(GapReason::NotRequested),

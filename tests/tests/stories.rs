@@ -492,6 +492,26 @@ fn an_agent_that_dies_leaves_its_command_unknown() {
 }
 
 #[test]
+fn output_that_died_with_its_agent_after_the_end_was_told_is_one_named_gap() {
+    let mut world = small_world(39);
+    world.on_cable(Peer::Agent(0), |cable| cable.throttle(100_000));
+    let (command, _) = world.request(0, "a", "write:900000 exit:0");
+    for dashboard in 0..2 {
+        world.watch(dashboard, command);
+    }
+    // The end overtakes the output.
+    ends(&mut world, command, CommandStatus::Completed);
+    assert!(!has_read(&world, 0, command));
+    world.crash_agent(0);
+    world.restart_agent(0, "a");
+    world.run_until(10 * S, |w| (0..2).all(|d| has_read(w, d, command)));
+    let seen = world.dashboards[0].of(command).unwrap();
+    let [gap] = seen.gaps.as_slice() else { panic!("{:?}", seen.gaps) };
+    assert_eq!((gap.to, &gap.reason), (900_000, &GapReason::AgentLoss));
+    assert_eq!((seen.bytes, seen.at), (gap.from, 900_000));
+}
+
+#[test]
 fn with_retry_a_new_process_makes_a_numbered_new_attempt() {
     let mut world = small_world(35);
     let retry = |r: &mut CommandRequest| r.retry = true;

@@ -32,6 +32,9 @@ open_words! {
         /// The agent's tail overflowed while the hub was out of reach or
         /// slower than the program.
         AgentOverflow = "agent_overflow",
+        /// The command ended, and its agent forgot these bytes or died before
+        /// it had sent them.
+        AgentLoss = "agent_loss",
         /// The hub lost its memory and the agent no longer had these bytes.
         HubLoss = "hub_loss",
         /// The subscription asked for the newest output only, and the reader

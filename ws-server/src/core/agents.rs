@@ -148,6 +148,8 @@ impl Tenant {
                 self.handle_not_held(wires, command, instance);
             }
         }
+        let streams = held.iter().filter_map(|one| Some(one.stream?.stream)).collect();
+        self.name_what_is_lost(wires, id, &streams);
         self.resume_input(wires, id);
         self.publish_agent(wires, id);
         self.dispatch(wires, id);

@@ -122,9 +122,9 @@ impl Command {
         self.streams.last().map(|(_, stream)| *stream)
     }
 
-    /// The final length of its output, once it has ended.
+    /// The final length of its output, as soon as its end is known.
     pub(super) fn end(&self) -> Option<u64> {
-        self.ending.as_ref().filter(|_| self.is_final()).map(|ending| ending.end.end)
+        self.ending.as_ref().map(|ending| ending.end.end)
     }
 
     fn state(&self) -> CommandState {
@@ -573,10 +573,8 @@ impl Tenant {
 
     /// A finished command is no longer listed, and its output is dropped.
     pub(super) fn forget_command(&mut self, wires: &mut Wires, id: CommandId) {
+        self.drop_output(wires, id);
         let Some(command) = self.commands.remove(&id) else { return };
-        for (_, stream) in &command.streams {
-            self.drop_stream(wires, *stream);
-        }
         if let Some(agent) = self.agents.get_mut(&command.request.agent) {
             agent.finished.retain(|finished| *finished != id);
         }

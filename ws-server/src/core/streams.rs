@@ -17,6 +17,7 @@ use trunkline_protocol::message::{
 };
 use trunkline_protocol::stream::{Log, Read};
 
+use super::commands::Command;
 use super::deadlines::Due;
 use super::link::{DashboardLink, LinkId, Reader, State, Wait};
 use super::tenant::Tenant;
@@ -272,6 +273,27 @@ impl Tenant {
         }
     }
 
+    /// Output of ended commands that an agent no longer has will not come.
+    pub(super) fn name_what_is_lost(
+        &mut self,
+        wires: &mut Wires,
+        agent: &AgentId,
+        listed: &BTreeSet<StreamId>,
+    ) {
+        for id in self.live_streams(agent) {
+            if listed.contains(&id) {
+                continue;
+            }
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let Some(end) = self.commands.get(&stream.command).and_then(Command::end) else {
+                continue;
+            };
+            stream.log.skip(end, GapReason::AgentLoss);
+            stream.count(&mut wires.log_bytes);
+            self.wake_readers(wires, id);
+        }
+    }
+
     // ---- grants ---------------------------------------------------------
 
     /// Lets the agent go on as it is read, as fast as its rate allows.
@@ -515,7 +537,8 @@ impl Tenant {
     pub(super) fn drop_stream(&mut self, wires: &mut Wires, id: StreamId) {
         let Some(stream) = self.streams.remove(&id) else { return };
         wires.log_bytes -= stream.counted;
-        let end = stream.log.end();
+        let ended = self.commands.get(&stream.command).and_then(Command::end);
+        let end = stream.log.end().max(ended.unwrap_or(0));
         let links: BTreeSet<LinkId> = self.dashboards.values().filter_map(|d| d.link).collect();
         for link in links {
             let Some(dashboard) = wires.links.get_mut(&link).and_then(|l| l.dashboard()) else {

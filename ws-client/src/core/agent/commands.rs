@@ -335,6 +335,11 @@ impl AgentCore {
             if (!unsent && (old || count > SETTLED_MAX)) || count > 2 * SETTLED_MAX {
                 count -= 1;
                 self.remove(command);
+            } else if count > SETTLED_MAX
+                && let Some(tail) = self.commands.get_mut(&command).and_then(|h| h.tail.as_mut())
+            {
+                // There is one place left to say that it is gone.
+                tail.give_up();
             }
         }
         self.bound_ended();
