@@ -16,11 +16,12 @@ use trunkline_protocol::ids::{AgentId, CommandId, IdError};
 use trunkline_protocol::message::{AgentAbout, AgentReport, Secret};
 use trunkline_protocol::time::Now;
 
-use crate::connector::{Connector, TokenSource};
+use crate::connector::Connector;
 use crate::core::agent::{AgentCore, AgentOutput, AgentSetup};
 use crate::core::dialing::{Backoff, ConnectionState, DialAction};
 use crate::handler::{CommandHandler, Execution, Output};
 use crate::shell::{Driven, Shared, drive};
+use crate::tokens::{TokenSource, Tokens};
 use crate::transport::{UrlError, WebSocket};
 
 /// Rings for whoever waits for one command.
@@ -182,7 +183,7 @@ pub enum SetupError {
 pub struct AgentBuilder {
     setup: AgentSetup,
     connector: Arc<dyn Connector>,
-    tokens: Option<Arc<dyn TokenSource>>,
+    tokens: Tokens,
 }
 
 impl std::fmt::Debug for AgentBuilder {
@@ -195,9 +196,7 @@ impl AgentBuilder {
     /// A fixed token. Once the hub does not accept it, the agent gives up.
     #[must_use]
     pub fn token(mut self, token: impl Into<Secret>) -> Self {
-        let token = token.into();
-        self.tokens = Some(Arc::new(move |_refused| std::future::ready(Ok(token.clone()))));
-        self.setup.can_renew_token = false;
+        self.tokens = Tokens::fixed(token.into());
         self
     }
 
@@ -205,8 +204,7 @@ impl AgentBuilder {
     /// says that the present one runs out.
     #[must_use]
     pub fn token_source(mut self, source: impl TokenSource) -> Self {
-        self.tokens = Some(Arc::new(source));
-        self.setup.can_renew_token = true;
+        self.tokens = Tokens::from(source);
         self
     }
 
@@ -258,10 +256,10 @@ impl AgentBuilder {
     ///
     /// When called outside a tokio runtime.
     #[expect(clippy::disallowed_methods, reason = "the shell is where the seed is drawn")]
-    pub fn connect(self, handler: impl CommandHandler) -> Agent {
+    pub fn connect(mut self, handler: impl CommandHandler) -> Agent {
+        self.setup.can_renew_token = self.tokens.can_renew;
         let (begin, refresh) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (report_asked, reports) = watch::channel(0);
-        let can_renew = self.setup.can_renew_token;
         let shared = Arc::new(Shared::new(
             |now| Core {
                 agent: AgentCore::new(self.setup, rand::random(), now),
@@ -275,9 +273,11 @@ impl AgentBuilder {
         ));
         let (done, finished) = watch::channel(false);
         let done = Done { done, shared: Arc::clone(&shared) };
-        let renew = self.tokens.clone().filter(|_| can_renew);
-        let driver = drive(Arc::clone(&shared), self.connector, self.tokens);
-        let renewing = renew_tokens(Arc::clone(&shared), renew, refresh);
+        let renewed = Arc::clone(&shared);
+        let driver = drive(Arc::clone(&shared), self.connector, self.tokens.source.clone());
+        let renewing = self.tokens.renew(refresh, move |token| {
+            renewed.with(|core, now| core.agent.refresh(token, now));
+        });
         let running = run_commands(Arc::clone(&shared), begin, Arc::new(handler));
         tokio::spawn(async move {
             let _done = done;
@@ -332,7 +332,7 @@ impl Agent {
     /// When the name is not one.
     pub fn over(connector: impl Connector, name: &str) -> Result<AgentBuilder, SetupError> {
         let setup = AgentSetup::new(name.parse()?);
-        Ok(AgentBuilder { setup, connector: Arc::new(connector), tokens: None })
+        Ok(AgentBuilder { setup, connector: Arc::new(connector), tokens: Tokens::default() })
     }
 
     /// Who it is: the proposed name, or what the hub made of it.
@@ -386,24 +386,6 @@ impl Agent {
             | ConnectionState::Reconnecting { .. } => {
                 Close::new(CloseCode::GoingAway, "the runtime of the agent has ended")
             }
-        }
-    }
-}
-
-/// Gets a new token whenever the hub says that the present one runs out.
-async fn renew_tokens(
-    shared: Arc<Shared<Core>>,
-    tokens: Option<Arc<dyn TokenSource>>,
-    needed: Arc<Notify>,
-) {
-    let Some(tokens) = tokens else { return std::future::pending().await };
-    loop {
-        needed.notified().await;
-        match tokens.token(false).await {
-            Ok(token) => shared.with(|core, now| core.agent.refresh(token, now)),
-            // When the present one has run out the hub closes the link, and
-            // the next attempt asks again.
-            Err(error) => tracing::warn!(target: "trunkline::client", %error, "no new token"),
         }
     }
 }

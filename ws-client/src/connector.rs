@@ -6,7 +6,6 @@ use std::pin::Pin;
 
 use futures_util::{Sink, Stream};
 use trunkline_protocol::frame::Frame;
-use trunkline_protocol::message::Secret;
 
 /// A boxed future, so that hooks are object-safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -47,28 +46,5 @@ where
     fn dial(&self) -> BoxFuture<'_, io::Result<BoxLink>> {
         let link = self();
         Box::pin(async move { Ok(Box::pin(link.await?) as BoxLink) })
-    }
-}
-
-/// Where tokens come from.
-///
-/// Asked before every attempt to connect. A source that can get a fresh one
-/// does so when the last was refused, or is about to expire.
-pub trait TokenSource: Send + Sync + 'static {
-    /// A token. `refused` says that the hub did not accept the last one.
-    ///
-    /// # Errors
-    ///
-    /// Counts as a failed attempt: it is tried again later.
-    fn token(&self, refused: bool) -> BoxFuture<'_, io::Result<Secret>>;
-}
-
-impl<F, Fut> TokenSource for F
-where
-    F: Fn(bool) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = io::Result<Secret>> + Send + 'static,
-{
-    fn token(&self, refused: bool) -> BoxFuture<'_, io::Result<Secret>> {
-        Box::pin(self(refused))
     }
 }

@@ -28,13 +28,14 @@ pub use self::request::Request;
 pub use self::terminal::{Terminal, TerminalOptions};
 
 use crate::agent::SetupError;
-use crate::connector::{Connector, TokenSource};
+use crate::connector::Connector;
 use crate::core::dashboard::{
     DashboardCore, DashboardEvent, DashboardSetup, InputError, Output, ReaderId, RequestError,
 };
 use crate::core::dialing::{Backoff, ConnectionState, DialAction};
 use crate::core::outbox::OutboxLimits;
 use crate::shell::{Driven, Shared, drive};
+use crate::tokens::{TokenSource, Tokens};
 use crate::transport::WebSocket;
 
 /// How long a request waits for its answer unless it says otherwise.
@@ -260,7 +261,7 @@ impl std::fmt::Debug for Dashboard {
 pub struct DashboardBuilder {
     setup: DashboardSetup,
     connector: Arc<dyn Connector>,
-    tokens: Option<Arc<dyn TokenSource>>,
+    tokens: Tokens,
 }
 
 impl std::fmt::Debug for DashboardBuilder {
@@ -273,9 +274,7 @@ impl DashboardBuilder {
     /// A fixed token. Once the hub does not accept it, the dashboard gives up.
     #[must_use]
     pub fn token(mut self, token: impl Into<Secret>) -> Self {
-        let token = token.into();
-        self.tokens = Some(Arc::new(move |_refused| std::future::ready(Ok(token.clone()))));
-        self.setup.can_renew = false;
+        self.tokens = Tokens::fixed(token.into());
         self
     }
 
@@ -283,8 +282,7 @@ impl DashboardBuilder {
     /// says that the present one runs out.
     #[must_use]
     pub fn token_source(mut self, source: impl TokenSource) -> Self {
-        self.tokens = Some(Arc::new(source));
-        self.setup.can_renew = true;
+        self.tokens = Tokens::from(source);
         self
     }
 
@@ -318,9 +316,9 @@ impl DashboardBuilder {
     ///
     /// When called outside a tokio runtime.
     #[expect(clippy::disallowed_methods, reason = "the shell is where the seed is drawn")]
-    pub fn connect(self) -> Dashboard {
+    pub fn connect(mut self) -> Dashboard {
+        self.setup.can_renew = self.tokens.can_renew;
         let refresh = Arc::new(Notify::new());
-        let can_renew = self.setup.can_renew;
         let shared = Arc::new(Shared::new(
             |now| {
                 let core = DashboardCore::new(self.setup, rand::random(), now);
@@ -340,9 +338,11 @@ impl DashboardBuilder {
             (),
         ));
         let (done, finished) = watch::channel(false);
-        let renew = self.tokens.clone().filter(|_| can_renew);
-        let driver = drive(Arc::clone(&shared), self.connector, self.tokens);
-        let renewing = renew_tokens(Arc::clone(&shared), renew, refresh);
+        let renewed = Arc::clone(&shared);
+        let driver = drive(Arc::clone(&shared), self.connector, self.tokens.source.clone());
+        let renewing = self.tokens.renew(refresh, move |token| {
+            renewed.with(|core, _| core.pure.refresh(token));
+        });
         tokio::spawn(async move {
             tokio::select! {
                 () = driver => {}
@@ -351,24 +351,6 @@ impl DashboardBuilder {
             done.send_replace(true);
         });
         Dashboard { _last: Arc::new(Last(Arc::clone(&shared))), shared, finished }
-    }
-}
-
-/// Gets a new token whenever the hub says that the present one runs out.
-async fn renew_tokens(
-    shared: Arc<Shared<Core>>,
-    tokens: Option<Arc<dyn TokenSource>>,
-    needed: Arc<Notify>,
-) {
-    let Some(tokens) = tokens else { return std::future::pending().await };
-    loop {
-        needed.notified().await;
-        match tokens.token(false).await {
-            Ok(token) => shared.with(|core, _| core.pure.refresh(token)),
-            // When the present one has run out the hub closes the link, and
-            // the next attempt asks again.
-            Err(error) => tracing::warn!(target: "trunkline::client", %error, "no new token"),
-        }
     }
 }
 
@@ -387,7 +369,7 @@ impl Dashboard {
         DashboardBuilder {
             setup: DashboardSetup::default(),
             connector: Arc::new(connector),
-            tokens: None,
+            tokens: Tokens::default(),
         }
     }
 
@@ -438,6 +420,9 @@ impl Dashboard {
     /// the first complete list, and never half of one. While somebody holds a
     /// receiver, each round of changes copies the roster's three maps (not
     /// their entries).
+    ///
+    /// What `borrow` gives holds the next change back: clone the `Arc` out of
+    /// it before anything that waits.
     pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
         self.shared.quietly(|core, _| {
             core.roster.send_replace(Arc::clone(core.pure.roster()));

@@ -45,13 +45,14 @@ pub mod core;
 mod dashboard;
 mod handler;
 mod shell;
+mod tokens;
 mod transport;
 
 #[cfg(all(unix, feature = "programs"))]
 mod programs;
 
 pub use agent::{Agent, AgentBuilder, SetupError};
-pub use connector::{BoxFuture, BoxLink, Connector, FrameLink, TokenSource};
+pub use connector::{BoxFuture, BoxLink, Connector, FrameLink};
 pub use core::dashboard::{Audit, DashboardEvent, InputError, RequestError, TerminalEvent};
 pub use core::dialing::{Backoff, ConnectionState};
 pub use core::outbox::OutboxLimits;
@@ -62,5 +63,6 @@ pub use dashboard::{
 pub use handler::{CommandHandler, Execution, ExecutionEvent, Outcome, Output};
 #[cfg(all(unix, feature = "programs"))]
 pub use programs::Programs;
+pub use tokens::TokenSource;
 pub use transport::{UrlError, WebSocket};
 pub use trunkline_protocol as protocol;

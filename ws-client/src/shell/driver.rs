@@ -15,8 +15,9 @@ use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
 
 use super::{Driven, Shared};
-use crate::connector::{BoxLink, Connector, TokenSource};
+use crate::connector::{BoxLink, Connector};
 use crate::core::dialing::DialAction;
+use crate::tokens::TokenSource;
 
 /// Frames read before anything is written, and written before one flush.
 const ROUND_FRAMES: usize = 64;
