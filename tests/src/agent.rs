@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use trunkline_client::core::agent::{AgentCore, AgentOutput};
+use trunkline_client::core::agent::{AgentCore, AgentOutput, AgentSetup};
 use trunkline_client::{ExecutionEvent, Outcome};
 use trunkline_protocol::ids::CommandId;
 use trunkline_protocol::message::{Channel, Run};
@@ -32,6 +32,8 @@ struct Program {
 /// A process that runs programs for a hub.
 #[derive(Debug)]
 pub struct AgentNode {
+    /// How every process of it is set up.
+    pub setup: AgentSetup,
     /// `None` while it is crashed.
     pub core: Option<AgentCore>,
     programs: BTreeMap<CommandId, Program>,
@@ -41,6 +43,25 @@ pub struct AgentNode {
     pub written: BTreeMap<(CommandId, u32), u64>,
     /// What was typed into each command.
     pub typed: BTreeMap<CommandId, Vec<u8>>,
+    /// When each attempt began.
+    pub began: BTreeMap<(CommandId, u32), Duration>,
+    /// What became of each attempt.
+    pub fates: BTreeMap<(CommandId, u32), Fate>,
+    /// How often its process died or was sent away for good.
+    pub deaths: u32,
+}
+
+/// What became of an attempt, as its agent's machine knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It runs.
+    Runs,
+    /// It ended by itself.
+    Exited(i32),
+    /// It was made to end.
+    Stopped,
+    /// It died with its agent.
+    Died,
 }
 
 /// The byte at an offset of an attempt's output: nobody can guess it, so
@@ -71,20 +92,33 @@ fn script(text: &str) -> (VecDeque<Step>, bool) {
 }
 
 impl AgentNode {
-    pub(crate) fn new(core: AgentCore) -> Self {
+    pub(crate) fn new(setup: AgentSetup, core: AgentCore) -> Self {
         Self {
+            setup,
             core: Some(core),
             programs: BTreeMap::new(),
             starts: BTreeMap::new(),
             written: BTreeMap::new(),
             typed: BTreeMap::new(),
+            began: BTreeMap::new(),
+            fates: BTreeMap::new(),
+            deaths: 0,
         }
     }
 
     /// The process dies, and all it ran with it.
     pub(crate) fn crash(&mut self) {
-        self.core = None;
-        self.programs.clear();
+        if self.core.take().is_some() {
+            self.die();
+        }
+    }
+
+    /// All that it runs is gone.
+    fn die(&mut self) {
+        self.deaths += 1;
+        for (command, program) in std::mem::take(&mut self.programs) {
+            self.fates.insert((command, program.attempt), Fate::Died);
+        }
     }
 
     pub(crate) fn deadline(&self) -> Option<Duration> {
@@ -100,6 +134,12 @@ impl AgentNode {
     /// happened.
     pub(crate) fn advance(&mut self, now: Now) -> bool {
         let Some(core) = &mut self.core else { return false };
+        if core.connection().is_over() && !self.programs.is_empty() {
+            // The hub does not want it back: what runs is dropped.
+            self.die();
+            return true;
+        }
+        let Some(core) = &mut self.core else { return false };
         let mut happened = false;
         while let Some(output) = core.poll_output() {
             happened = true;
@@ -109,6 +149,9 @@ impl AgentNode {
                     let Run::Text(text) = &spec.run else { panic!("a script is a text") };
                     let (steps, stubborn) = script(text);
                     *self.starts.entry(id).or_default() += 1;
+                    let known = self.began.insert((id, attempt), now.monotonic);
+                    assert!(known.is_none(), "attempt {attempt} at {id} began twice");
+                    self.fates.insert((id, attempt), Fate::Runs);
                     self.written.entry((id, attempt)).or_default();
                     let until = now.monotonic;
                     let program = Program { attempt, steps, until, stubborn, ends_at: None };
@@ -139,7 +182,11 @@ impl AgentNode {
                         program.until = program.until.min(now.monotonic);
                     }
                 }
-                AgentOutput::Kill(id) => drop(self.programs.remove(&id)),
+                AgentOutput::Kill(id) => {
+                    if let Some(program) = self.programs.remove(&id) {
+                        self.fates.insert((id, program.attempt), Fate::Stopped);
+                    }
+                }
                 AgentOutput::Report => {}
             }
         }
@@ -153,8 +200,10 @@ impl AgentNode {
     fn go_on(&mut self, id: CommandId, now: Now) -> bool {
         let Some(core) = &mut self.core else { return false };
         let Some(program) = self.programs.get_mut(&id) else { return false };
+        let key = (id, program.attempt);
         if program.ends_at.is_some_and(|at| at <= now.monotonic) {
             self.programs.remove(&id);
+            self.fates.insert(key, Fate::Stopped);
             core.ended(id, Outcome::Signalled(2), now);
             return true;
         }
@@ -184,6 +233,7 @@ impl AgentNode {
                 }
                 Step::Exit(status) => {
                     self.programs.remove(&id);
+                    self.fates.insert(key, Fate::Exited(status));
                     core.ended(id, Outcome::Exited(status), now);
                     return true;
                 }

@@ -1,13 +1,15 @@
 //! A simulated dashboard: the real core, and a person who checks every byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use trunkline_client::core::dashboard::{
-    Audit, DashboardCore, Next, Output, ReaderId, RequestError, TerminalEvent,
+    Audit, DashboardCore, DashboardEvent, Next, Output, ReaderId, RequestError, TerminalEvent,
 };
-use trunkline_protocol::ids::{CommandId, RequestId, StreamId};
-use trunkline_protocol::message::{Accepted, CommandState, Gap};
+use trunkline_protocol::ids::{CommandId, HubInstance, RequestId, StreamId};
+use trunkline_protocol::message::{Accepted, CommandState, CommandStatus, Gap};
+use trunkline_protocol::roster::RosterEvent;
 
 use crate::agent::byte_of;
 
@@ -46,6 +48,13 @@ pub struct DashboardNode {
     pub answers: BTreeMap<RequestId, Result<Accepted, RequestError>>,
     /// Commands reported as lost.
     pub lost: Vec<CommandId>,
+    /// Readers that were told that nothing more will come.
+    pub over: BTreeSet<ReaderId>,
+    /// Final states seen, and in which era: what a hub forgets with its queue
+    /// may be told anew.
+    /// Since when is the last.
+    pub finals: BTreeMap<CommandId, (CommandStatus, u32, Duration)>,
+    attempts: BTreeMap<CommandId, (u32, u32)>,
 }
 
 impl DashboardNode {
@@ -57,6 +66,9 @@ impl DashboardNode {
             seen: BTreeMap::new(),
             answers: BTreeMap::new(),
             lost: Vec::new(),
+            over: BTreeSet::new(),
+            finals: BTreeMap::new(),
+            attempts: BTreeMap::new(),
         }
     }
 
@@ -69,22 +81,40 @@ impl DashboardNode {
         self.seen.values().find(|seen| seen.command == command)
     }
 
-    /// Hears the core. Returns whether anything happened.
-    pub(crate) fn advance(&mut self) -> bool {
+    /// Hears the core. `eras` says of each hub how often the queue was lost
+    /// before it. Returns whether anything happened.
+    pub(crate) fn advance(&mut self, eras: &BTreeMap<HubInstance, u32>, now: Duration) -> bool {
         let Some(core) = &mut self.core else { return false };
+        let era_of = |core: &DashboardCore| {
+            let hub = core.roster().position().map(|at| at.hub);
+            hub.and_then(|hub| eras.get(&hub)).copied().unwrap_or(0)
+        };
         let mut happened = false;
         while let Some(output) = core.poll_output() {
+            match &output {
+                Output::Event(DashboardEvent::Roster(RosterEvent::Command(state))) => {
+                    let era = era_of(core);
+                    note(&mut self.finals, &mut self.attempts, state, era, now);
+                }
+                Output::Event(DashboardEvent::Roster(RosterEvent::Replaced)) => {
+                    let era = era_of(core);
+                    for state in core.roster().commands() {
+                        note(&mut self.finals, &mut self.attempts, state, era, now);
+                    }
+                }
+                Output::Event(_)
+                | Output::Answered { .. }
+                | Output::Readable(_)
+                | Output::InputMoved(_)
+                | Output::RefreshNeeded => {}
+            }
             happened = true;
             match output {
                 Output::Answered { request, answer } => {
                     let known = self.answers.insert(request.clone(), answer);
                     assert!(known.is_none(), "request {request} was answered twice");
                 }
-                Output::Event(trunkline_client::core::dashboard::DashboardEvent::CommandLost(
-                    id,
-                )) => {
-                    self.lost.push(id);
-                }
+                Output::Event(DashboardEvent::CommandLost(id)) => self.lost.push(id),
                 Output::Readable(_)
                 | Output::InputMoved(_)
                 | Output::RefreshNeeded
@@ -95,11 +125,19 @@ impl DashboardNode {
             return happened;
         }
         for reader in self.readers.clone() {
-            while let Some(core) = &mut self.core
-                && let Next::Event(event) = core.take(reader)
-            {
-                happened = true;
-                self.look(reader, event);
+            while let Some(core) = &mut self.core {
+                match core.take(reader) {
+                    Next::Event(event) => {
+                        assert!(!self.over.contains(&reader), "nothing follows the last event");
+                        happened = true;
+                        self.look(reader, event);
+                    }
+                    Next::Over => {
+                        self.over.insert(reader);
+                        break;
+                    }
+                    Next::Wait => break,
+                }
             }
         }
         happened
@@ -160,5 +198,33 @@ impl DashboardNode {
             TerminalEvent::Refused(refusal) => panic!("a subscription was refused: {refusal}"),
             TerminalEvent::Lost(_) => {}
         }
+    }
+}
+
+/// Final states are final, and attempts only ever rise.
+fn note(
+    finals: &mut BTreeMap<CommandId, (CommandStatus, u32, Duration)>,
+    attempts: &mut BTreeMap<CommandId, (u32, u32)>,
+    state: &CommandState,
+    era: u32,
+    now: Duration,
+) {
+    let id = state.command;
+    if let Some((known, of, _)) = finals.get(&id)
+        && *of == era
+    {
+        assert_eq!(*known, state.status, "the final state of {id} changed");
+    }
+    if let Some((known, of)) = attempts.insert(id, (state.attempt, era))
+        && of == era
+    {
+        assert!(known <= state.attempt, "the attempt at {id} went back");
+    }
+    if state.status.is_final() {
+        let since = match finals.get(&id) {
+            Some((_, of, since)) if *of == era => *since,
+            Some(_) | None => now,
+        };
+        finals.insert(id, (state.status, era, since));
     }
 }

@@ -11,6 +11,8 @@
 pub mod agent;
 pub mod cable;
 pub mod dashboard;
+pub mod life;
+pub mod plan;
 pub mod world;
 
-pub use world::{Memory, Peer, World};
+pub use world::{Memory, Peer, Storage, World};

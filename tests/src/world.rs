@@ -27,7 +27,9 @@ use crate::cable::Cable;
 use crate::dashboard::DashboardNode;
 
 /// Who is at the other end of a cable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Peer {
     /// An agent, by number.
     Agent(usize),
@@ -36,12 +38,25 @@ pub enum Peer {
 }
 
 /// What a hub that starts again still knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Memory {
     /// Its queue.
     Kept,
     /// Nothing.
     Lost,
+}
+
+/// What becomes of a change given to the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Storage {
+    /// It is stored.
+    Works,
+    /// It is not stored, and the hub hears so.
+    Fails,
+    /// It is stored, and the hub hears that it failed: so looks a time-out.
+    Lies,
+    /// Any of these.
+    Whims,
 }
 
 #[derive(Debug)]
@@ -78,8 +93,30 @@ pub struct World {
     pub latency: Duration,
     /// How long hooks take.
     pub hook_delay: Duration,
-    /// The queue fails as long as this is set.
-    pub queue_fails: bool,
+    /// How the queue behaves.
+    pub storage: Storage,
+    /// The authenticator cannot answer as long as this is set.
+    pub auth_fails: bool,
+    /// How far the wall clock is off, in milliseconds.
+    pub clock_skew_ms: i64,
+    /// How often the hub was killed, and how often it lost its queue with that.
+    pub kills: u32,
+    /// How often it lost its queue with that.
+    pub era: u32,
+    /// The same for each hub that there was.
+    eras: BTreeMap<HubInstance, u32>,
+    /// When the hub last tried to store each command as new.
+    pub accepted: BTreeMap<CommandId, Duration>,
+    /// Changes that are under way to the queue.
+    storing: BTreeMap<CommandId, u32>,
+    /// When the queue was last written for each command.
+    stored: BTreeMap<CommandId, Duration>,
+    /// Commands of which the queue has told the present hub that it failed.
+    doubted: BTreeSet<CommandId>,
+    /// A digest of all frames that arrived, and when.
+    pub fingerprint: u64,
+    /// Whether to print what crosses the cables.
+    pub traced: bool,
     /// How often something happened at the present time.
     still: (Duration, u32),
 }
@@ -157,7 +194,18 @@ impl World {
             unreachable: BTreeSet::new(),
             latency: Duration::from_millis(5),
             hook_delay: Duration::from_millis(1),
-            queue_fails: false,
+            storage: Storage::Works,
+            auth_fails: false,
+            clock_skew_ms: 0,
+            kills: 0,
+            era: 0,
+            eras: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+            storing: BTreeMap::new(),
+            stored: BTreeMap::new(),
+            doubted: BTreeSet::new(),
+            fingerprint: 0,
+            traced: false,
             still: (Duration::ZERO, 0),
         };
         world.start_hub(Memory::Kept);
@@ -167,21 +215,24 @@ impl World {
     /// The time, on both clocks.
     pub fn now(&self) -> Now {
         let millis = u64::try_from(self.now.as_millis()).expect("a world does not last that long");
-        Now { monotonic: self.now, wall_ms: 1_700_000_000_000 + millis }
+        let wall_ms = (1_700_000_000_000 + millis).saturating_add_signed(self.clock_skew_ms);
+        Now { monotonic: self.now, wall_ms }
     }
 
     // ---- who is there ---------------------------------------------------
 
     /// A new agent process called `name`; its number.
     pub fn agent(&mut self, name: &str) -> usize {
-        let core = self.agent_core(name);
-        self.agents.push(AgentNode::new(core));
-        self.agents.len() - 1
+        self.agent_with(name, |_| {})
     }
 
-    fn agent_core(&mut self, name: &str) -> AgentCore {
-        let setup = AgentSetup::new(name.parse().expect("a name"));
-        AgentCore::new(setup, self.rng.random(), self.now())
+    /// The same, with changes to its setup.
+    pub fn agent_with(&mut self, name: &str, change: impl FnOnce(&mut AgentSetup)) -> usize {
+        let mut setup = AgentSetup::new(name.parse().expect("a name"));
+        change(&mut setup);
+        let core = AgentCore::new(setup.clone(), self.rng.random(), self.now());
+        self.agents.push(AgentNode::new(setup, core));
+        self.agents.len() - 1
     }
 
     /// A new dashboard; its number.
@@ -193,19 +244,25 @@ impl World {
 
     /// The agent's process dies without a word.
     pub fn crash_agent(&mut self, agent: usize) {
+        let peer = Peer::Agent(agent);
         self.agents[agent].crash();
-        self.cut(Peer::Agent(agent));
+        self.agenda.retain(|_, event| !matches!(event, Event::Dialed(who) if *who == peer));
+        self.cut(peer);
     }
 
     /// A new process takes the place of a crashed agent.
-    pub fn restart_agent(&mut self, agent: usize, name: &str) {
-        let core = self.agent_core(name);
+    pub fn restart_agent(&mut self, agent: usize) {
+        let setup = self.agents[agent].setup.clone();
+        let core = AgentCore::new(setup, self.rng.random(), self.now());
         self.agents[agent].core = Some(core);
     }
 
     /// The hub's process dies without a word.
     pub fn kill_hub(&mut self) {
         self.hub = None;
+        self.kills += 1;
+        self.storing.clear();
+        self.doubted.clear();
         self.awake.clear();
         self.agenda.retain(|_, event| matches!(event, Event::Dialed(_) | Event::Notice(..)));
         for (id, cable) in &mut self.cables {
@@ -220,6 +277,7 @@ impl World {
     pub fn start_hub(&mut self, memory: Memory) {
         assert!(self.hub.is_none(), "there is a hub");
         if memory == Memory::Lost {
+            self.era += 1;
             self.queue = MemoryQueue::with_epoch(QueueEpoch::from_u128(self.rng.random()));
         }
         let setup = Setup {
@@ -229,6 +287,7 @@ impl World {
             seed: self.rng.random(),
             stored: self.queue.stored(),
         };
+        self.eras.insert(setup.hub, self.era);
         self.hub = Some(Core::new(setup, self.now()));
     }
 
@@ -302,7 +361,9 @@ impl World {
     /// Every cable is whole again, everyone is reachable, nobody sleeps.
     pub fn heal(&mut self) {
         self.unreachable.clear();
-        self.queue_fails = false;
+        self.storage = Storage::Works;
+        self.auth_fails = false;
+        self.hook_delay = Duration::from_millis(1);
         for cable in self.cables.values_mut() {
             cable.up.stalled = false;
             cable.down.stalled = false;
@@ -558,11 +619,27 @@ impl World {
                 }
             }
             Event::Store(tenant, command, change) => {
-                let result = if self.queue_fails {
-                    Err(QueueError("out of order".into()))
-                } else {
+                let (stores, tells) = match self.storage {
+                    Storage::Works => (true, true),
+                    Storage::Fails => (false, false),
+                    Storage::Lies => (true, false),
+                    Storage::Whims => {
+                        let stores = self.rng.random();
+                        (stores, stores && self.rng.random())
+                    }
+                };
+                if stores {
                     self.queue.store(&change);
+                }
+                self.stored.insert(command, self.now);
+                if let Some(under_way) = self.storing.get_mut(&command) {
+                    *under_way -= 1;
+                }
+                let result = if tells {
                     Ok(())
+                } else {
+                    self.doubted.insert(command);
+                    Err(QueueError("out of order".into()))
                 };
                 if let Some(hub) = &mut self.hub {
                     hub.handle_stored(&tenant, command, &result, now);
@@ -633,8 +710,12 @@ impl World {
     fn deliver(&mut self, id: u64) {
         let now = self.now();
         while let Some(cable) = self.cables.get_mut(&id).filter(|cable| cable.at_hub) {
-            let link = cable.link;
-            match cable.up.pop(self.now) {
+            let (link, peer) = (cable.link, cable.peer);
+            let frame = cable.up.pop(self.now);
+            if let Some(frame) = &frame {
+                self.note_frame(peer, true, frame);
+            }
+            match frame {
                 Some(Frame::Close(_)) => {
                     let close = Close::new(CloseCode::Lost, "closed");
                     self.notice(id, true, &close);
@@ -649,7 +730,11 @@ impl World {
         }
         while let Some(cable) = self.cables.get_mut(&id).filter(|cable| cable.at_peer) {
             let peer = cable.peer;
-            match cable.down.pop(self.now) {
+            let frame = cable.down.pop(self.now);
+            if let Some(frame) = &frame {
+                self.note_frame(peer, false, frame);
+            }
+            match frame {
                 Some(Frame::Close(close)) => self.notice(id, false, &close),
                 Some(frame) => {
                     if let Some(core) = self.driven(peer) {
@@ -670,7 +755,7 @@ impl World {
                 happened |= node.advance(now);
             }
             for node in &mut self.dashboards {
-                happened |= node.advance();
+                happened |= node.advance(&self.eras, self.now);
             }
             happened |= self.dial();
             happened |= self.effects();
@@ -721,16 +806,69 @@ impl World {
                         Role::Dashboard(dashboard) => format!("{dashboard:?}"),
                     };
                     let tenant = "default".parse().expect("a name");
-                    let identity = Identity::new(tenant, subject);
-                    self.later(self.hook_delay, Event::Authenticated(link, Ok(identity)));
+                    let result = if self.auth_fails {
+                        Err(AuthError::Unavailable("out of order".into()))
+                    } else {
+                        Ok(Identity::new(tenant, subject))
+                    };
+                    self.later(self.hook_delay, Event::Authenticated(link, result));
                 }
                 Effect::Store { tenant, command, change } => {
+                    self.look_at(command, &change);
+                    *self.storing.entry(command).or_default() += 1;
                     self.later(self.hook_delay, Event::Store(tenant, command, change));
                 }
                 Effect::Forget(change) => self.later(self.hook_delay, Event::Forget(change)),
             }
         }
         happened
+    }
+
+    /// The order in which commands are leased is the order of their agent's
+    /// queue.
+    fn look_at(&mut self, command: CommandId, change: &QueueChange) {
+        match change {
+            QueueChange::Accepted(_) => {
+                self.accepted.insert(command, self.now);
+            }
+            QueueChange::Leased { .. } => {
+                let stored = self.queue.stored();
+                let Some(leased) = stored.iter().find(|s| s.request.command == command) else {
+                    return;
+                };
+                let before = stored.iter().filter(|other| {
+                    other.request.agent == leased.request.agent
+                        && other.status == CommandStatus::Queued
+                        && (other.request.priority, other.order)
+                            < (leased.request.priority, leased.order)
+                        && self.storing.get(&other.request.command).is_none_or(|n| *n == 0)
+                });
+                let mut before = before.map(|other| other.request.command);
+                let waiting = before.find(|other| {
+                    // Of what the queue was not sure of the hub may think
+                    // otherwise, and what was stored at this very moment it
+                    // may not have known.
+                    !self.doubted.contains(other) && self.stored.get(other) != Some(&self.now)
+                });
+                assert_eq!(waiting, None, "{command} was leased before its turn");
+            }
+            QueueChange::Settled { .. } | QueueChange::Forgotten { .. } => {}
+        }
+    }
+
+    fn note_frame(&mut self, peer: Peer, is_up: bool, frame: &Frame) {
+        let mut mix = self.fingerprint ^ u64::try_from(self.now.as_micros()).unwrap_or(0);
+        mix = mix.wrapping_mul(0x0100_0000_01b3) ^ frame.len() as u64;
+        self.fingerprint = mix.rotate_left(17);
+        if self.traced {
+            let text = match frame {
+                Frame::Text(text) => String::from_utf8_lossy(text).chars().take(300).collect(),
+                Frame::Binary(bytes) => format!("{} bytes of output", bytes.len()),
+                Frame::Close(close) => format!("close: {close}"),
+            };
+            let arrow = if is_up { "──►" } else { "◄──" };
+            println!("{:>10.3} s  {peer:?} {arrow} {text}", self.now.as_secs_f64());
+        }
     }
 
     fn transmit_hub(&mut self) -> bool {

@@ -13,7 +13,7 @@ use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     CommandRequest, CommandStatus, GapReason, InterruptStage, Presence, Priority, Target,
 };
-use trunkline_tests::{Memory, Peer, World};
+use trunkline_tests::{Memory, Peer, Storage, World};
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
@@ -229,7 +229,7 @@ fn a_command_that_runs_too_long_is_ended() {
 #[test]
 fn a_queue_that_fails_refuses_and_recovers() {
     let mut world = small_world(15);
-    world.queue_fails = true;
+    world.storage = Storage::Fails;
     let (command, request) = world.request(0, "a", "exit:0");
     world.run_for(S);
     let Err(RequestError::Refused(refusal)) = &world.dashboards[0].answers[&request] else {
@@ -237,13 +237,13 @@ fn a_queue_that_fails_refuses_and_recovers() {
     };
     assert_eq!(refusal.code.as_str(), "queue_unavailable");
     assert!(world.command(0, command).is_none());
-    world.queue_fails = false;
+    world.storage = Storage::Works;
     let (command, _) = world.request(0, "a", "sleep:500 exit:0");
     world.run_until(S, |w| w.status(0, command) == Some(CommandStatus::Running));
-    world.queue_fails = true;
+    world.storage = Storage::Fails;
     world.run_for(5 * S);
     assert_eq!(world.status(0, command), Some(CommandStatus::Running), "final only once stored");
-    world.queue_fails = false;
+    world.storage = Storage::Works;
     ends(&mut world, command, CommandStatus::Completed);
 }
 
@@ -485,7 +485,7 @@ fn an_agent_that_dies_leaves_its_command_unknown() {
     world.crash_agent(0);
     world.run_for(60 * S);
     assert_eq!(world.status(0, command), Some(CommandStatus::Running), "no guess from timing");
-    world.restart_agent(0, "a");
+    world.restart_agent(0);
     ends(&mut world, command, CommandStatus::Unknown);
     assert_eq!(world.agents[0].starts[&command], 1, "never run again by guess");
     assert_eq!(world.dashboards[0].of(command).unwrap().bytes, 100);
@@ -503,7 +503,7 @@ fn output_that_died_with_its_agent_after_the_end_was_told_is_one_named_gap() {
     ends(&mut world, command, CommandStatus::Completed);
     assert!(!has_read(&world, 0, command));
     world.crash_agent(0);
-    world.restart_agent(0, "a");
+    world.restart_agent(0);
     world.run_until(10 * S, |w| (0..2).all(|d| has_read(w, d, command)));
     let seen = world.dashboards[0].of(command).unwrap();
     let [gap] = seen.gaps.as_slice() else { panic!("{:?}", seen.gaps) };
@@ -523,7 +523,7 @@ fn with_retry_a_new_process_makes_a_numbered_new_attempt() {
     world.run_for(2 * S);
     world.crash_agent(0);
     world.run_for(2 * S);
-    world.restart_agent(0, "a");
+    world.restart_agent(0);
     ends(&mut world, command, CommandStatus::Completed);
     assert_eq!(world.command(0, command).unwrap().attempt, 2);
     assert_eq!(world.agents[0].starts[&command], 2);

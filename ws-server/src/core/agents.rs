@@ -54,7 +54,16 @@ pub(super) struct Seen {
     about: AgentAbout,
     report: AgentReport,
     standing: Standing,
+    /// The newest of its links so far.
+    latest: LinkId,
     since_ms: u64,
+}
+
+/// Why a greeting comes to nothing that took longer to be authenticated than
+/// that of a newer link: what it says is old, and the newer one must not be
+/// closed for it.
+pub(super) fn stale() -> Close {
+    Close::new(CloseCode::Superseded, "a newer link was here first")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +118,9 @@ impl Tenant {
             if seen.subject != subject {
                 return Err(Close::new(CloseCode::Forbidden, "another subject has this agent id"));
             }
+            if link < seen.latest {
+                return Err(stale());
+            }
             if let Standing::Here(old) = seen.standing {
                 wires.close(old, Close::new(CloseCode::Superseded, "another link took over"));
             }
@@ -124,6 +136,7 @@ impl Tenant {
             about: greeting.about.clone(),
             report,
             standing: Standing::Here(link),
+            latest: link,
             since_ms: wires.now.wall_ms,
         });
         agent.tell.clear();
@@ -142,9 +155,13 @@ impl Tenant {
         for one in held {
             self.handle_held(wires, link, id, instance, one);
         }
-        let listed: BTreeSet<CommandId> = held.iter().map(|one| one.command).collect();
         for command in believed {
-            if !listed.contains(&command) {
+            let Some(attempt) = self.commands.get(&command).map(|known| known.attempt) else {
+                continue;
+            };
+            // An earlier attempt that it still holds says nothing of this one.
+            let is_it = |one: &HeldCommand| one.command == command && one.attempt >= attempt;
+            if !held.iter().any(is_it) {
                 self.handle_not_held(wires, command, instance);
             }
         }

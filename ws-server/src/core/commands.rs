@@ -46,6 +46,7 @@ pub(super) struct Command {
     requested_at_ms: u64,
     order: u64,
     stage: Stage,
+    /// The latest that was sent to an agent; 0 before the first.
     pub(super) attempt: u32,
     /// The process that holds the lease.
     instance: Option<InstanceId>,
@@ -172,6 +173,13 @@ impl Command {
         self.streams.iter().any(|(_, known)| Some(*known) == listed)
             || (self.streams.len() < STREAMS_MAX
                 && self.streams.iter().all(|(attempt, _)| *attempt != held.attempt))
+    }
+
+    /// The number of the attempt that is being leased. One that was stored
+    /// and never sent is used again: nobody can speak about it.
+    fn next_attempt(&self) -> u32 {
+        // An agent may have claimed any number for an attempt of its own.
+        self.attempt.saturating_add(1)
     }
 
     fn key(&self) -> (Priority, u64) {
@@ -341,11 +349,9 @@ impl Tenant {
             changed = true;
             agent.held.insert(next);
             command.stage = Stage::Leasing;
-            // An agent may have claimed any number for an attempt of its own.
-            command.attempt = command.attempt.saturating_add(1);
             command.instance = Some(instance);
             command.storing = Some(Storing::Lease);
-            let attempt = command.attempt;
+            let attempt = command.next_attempt();
             let tenant = self.id.clone();
             let change = QueueChange::Leased { tenant, command: next, attempt, instance };
             self.store(wires, next, change);
@@ -502,6 +508,7 @@ impl Tenant {
             return;
         }
         command.stage = Stage::Dispatched;
+        command.attempt = command.next_attempt();
         wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
         self.send_execute(wires, id);
         self.publish_command(wires, id);

@@ -14,6 +14,7 @@ use trunkline_protocol::message::{
 };
 
 use super::agents::Agent;
+use super::agents::stale;
 use super::deadlines::Due;
 use super::link::{DashboardLink, LinkId, State};
 use super::tenant::Tenant;
@@ -45,6 +46,8 @@ pub(super) struct Left {
 pub(super) struct Dashboard {
     subject: String,
     pub(super) link: Option<LinkId>,
+    /// The newest of its links so far.
+    latest: LinkId,
     /// The latest answers, oldest first.
     answers: VecDeque<(RequestId, Frame)>,
     /// Since when it is away, and with how many answers.
@@ -65,6 +68,10 @@ impl Tenant {
             if known.subject != subject {
                 return Err(Close::new(CloseCode::Forbidden, "another subject has this id"));
             }
+            if link < known.latest {
+                return Err(stale());
+            }
+            known.latest = link;
             if let Some(old) = known.link.replace(link) {
                 wires.close(old, Close::new(CloseCode::Superseded, "another link took over"));
             }
@@ -75,7 +82,8 @@ impl Tenant {
         } else {
             let subject = subject.to_owned();
             let answers = VecDeque::new();
-            let dashboard = Dashboard { subject, link: Some(link), answers, left: None };
+            let dashboard =
+                Dashboard { subject, link: Some(link), latest: link, answers, left: None };
             self.dashboards.insert(id.clone(), dashboard);
         }
         wires.deadlines.cancel(&Due::Dashboard(self.id.clone(), id.clone()));

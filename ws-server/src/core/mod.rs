@@ -438,11 +438,14 @@ impl Core {
             }
             Err(close) => {
                 let code = match close.code {
-                    CloseCode::Forbidden => ErrorCode::Forbidden,
-                    _ => ErrorCode::LimitReached, // the only other refusal of a greeting
+                    CloseCode::Forbidden => Some(ErrorCode::Forbidden),
+                    CloseCode::Superseded => None, // nothing was wrong with it
+                    _ => Some(ErrorCode::LimitReached), // the only other refusal of a greeting
                 };
-                let refusal = Refusal::new(code, close.reason.clone());
-                self.wires.send(id, HubToDashboard::Error(refusal));
+                if let Some(code) = code {
+                    let refusal = Refusal::new(code, close.reason.clone());
+                    self.wires.send(id, HubToDashboard::Error(refusal));
+                }
                 self.wires.close(id, close);
             }
         }

@@ -255,6 +255,7 @@ impl DashboardCore {
             for target in targets {
                 self.readers.handle_subscribed(&target);
             }
+            self.consider_unannounced(now);
             return;
         }
         let Some(asked) = self.outbox.handle_answer(&id) else { return };

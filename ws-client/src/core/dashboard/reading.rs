@@ -218,6 +218,8 @@ pub(super) struct Readers {
     awake: BTreeSet<ReaderId>,
     /// Targets whose subscription must be made anew.
     changed: BTreeSet<Target>,
+    /// Targets whose subscription this link has answered.
+    answered: BTreeSet<Target>,
     /// Readers that know of an end in a stream that this link has not
     /// announced, and how long they wait for that.
     unannounced: BTreeMap<ReaderId, Duration>,
@@ -269,6 +271,7 @@ impl Readers {
             self.awake.insert(id);
         }
         self.by_id.insert(id, reader);
+        self.answered.remove(&target);
         self.changed.insert(target);
         for stream in again {
             self.resubscribe(stream);
@@ -291,6 +294,7 @@ impl Readers {
             return None;
         }
         self.changed.remove(&target);
+        self.answered.remove(&target);
         // The hub forgets its places in streams that nothing covers any more.
         let going = || self.by_id.values().filter(|reader| !reader.is_over);
         self.flows.retain(|_, flow| going().any(|reader| covers(&reader.target, &flow.opened)));
@@ -313,6 +317,7 @@ impl Readers {
     pub(super) fn handle_link(&mut self) {
         self.flows.clear();
         self.to_show.clear();
+        self.answered.clear();
         self.unannounced.clear();
         let wanted = self.by_id.values().filter(|reader| !reader.is_over);
         self.changed = wanted.map(|reader| reader.target.clone()).collect();
@@ -381,6 +386,7 @@ impl Readers {
         if self.changed.contains(target) {
             return; // and is about to go by another one
         }
+        self.answered.insert(target.clone());
         let readers = self.by_id.values_mut().filter(|reader| reader.target == *target);
         for position in readers.flat_map(|reader| reader.streams.values_mut()) {
             if position.jump == Jump::Asked {
@@ -402,6 +408,7 @@ impl Readers {
 
     /// The hub announces a stream.
     pub(super) fn handle_opened(&mut self, opened: TerminalOpened, roster: &Roster) {
+        let mut is_unnamed = false;
         for (id, reader) in &mut self.by_id {
             if reader.is_over || !covers(&reader.target, &opened) {
                 continue;
@@ -413,9 +420,20 @@ impl Readers {
             if reader.open(&opened, begin, roster) {
                 self.awake.insert(*id);
             }
+            match reader.look_back(&opened) {
+                Fate::New => {
+                    self.awake.insert(*id);
+                }
+                Fate::Nothing => {}
+                Fate::Unnamed => is_unnamed = true,
+            }
         }
-        self.to_show.remove(&opened.stream);
-        self.flows.insert(opened.stream, Flow::new(opened));
+        let stream = opened.stream;
+        self.to_show.remove(&stream);
+        self.flows.insert(stream, Flow::new(opened));
+        if is_unnamed {
+            self.resubscribe(stream);
+        }
         if self.flows.len() > 2 * READINGS_MAX {
             let readers = &self.by_id;
             self.flows.retain(|stream, _| {
@@ -426,13 +444,13 @@ impl Readers {
 
     /// Bytes of a stream.
     pub(super) fn handle_output(&mut self, output: &TerminalOutput) {
-        self.hand_out(output.stream, |reader, opened| reader.handle_output(output, opened));
+        self.hand_out(output.stream, |reader| reader.handle_output(output));
         self.handle_sent(output.stream, output.offset + output.data.len() as u64);
     }
 
     /// The name of a hole in a stream.
     pub(super) fn handle_gap(&mut self, gap: &TerminalGap) {
-        self.hand_out(gap.stream, |reader, opened| reader.handle_gap(gap, opened));
+        self.hand_out(gap.stream, |reader| reader.handle_gap(gap));
         self.handle_sent(gap.stream, gap.to);
     }
 
@@ -445,11 +463,10 @@ impl Readers {
         }
     }
 
-    fn hand_out(&mut self, stream: StreamId, to: impl Fn(&mut Reader, Option<u64>) -> Fate) {
-        let opened_from = self.flows.get(&stream).map(|flow| flow.opened.from);
+    fn hand_out(&mut self, stream: StreamId, to: impl Fn(&mut Reader) -> Fate) {
         let mut is_unnamed = false;
         for (id, reader) in &mut self.by_id {
-            match to(reader, opened_from) {
+            match to(reader) {
                 Fate::New => {
                     self.awake.insert(*id);
                 }
@@ -475,10 +492,12 @@ impl Readers {
     }
 
     /// The roster is whole and may have news of ends: notes which readers wait
-    /// for a stream that this link has not announced.
+    /// for a stream that this link has not announced, though it has answered
+    /// the subscription.
     pub(super) fn consider_unannounced(&mut self, now: Duration) {
         for (id, reader) in &self.by_id {
-            if reader.unannounced(&self.flows).is_empty() {
+            let is_asked = self.answered.contains(&reader.target);
+            if !is_asked || reader.unannounced(&self.flows).is_empty() {
                 self.unannounced.remove(id);
             } else {
                 self.unannounced.entry(*id).or_insert(now + RETURN_TIMEOUT);
@@ -654,6 +673,31 @@ impl Reader {
         true
     }
 
+    /// Whether the hub goes on beyond where this reader stands: because others
+    /// of this dashboard are further, and then it can be asked to go back; or
+    /// because it has no more, and may not say so.
+    fn look_back(&mut self, opened: &TerminalOpened) -> Fate {
+        let lag = self.options.lag;
+        let Some(position) = self.streams.get_mut(&opened.stream) else { return Fate::Nothing };
+        let (from, to) = (position.view.position(), opened.from);
+        if self.is_over || position.is_over || from >= to {
+            return Fate::Nothing;
+        }
+        match position.jump {
+            Jump::None if lag != Lag::Disconnect => {
+                position.jump = Jump::Asked;
+                Fate::Unnamed
+            }
+            Jump::None | Jump::Answered => {
+                let gap = Gap { from, to, reason: GapReason::Evicted };
+                position.skip(&mut self.queue, opened.stream, gap);
+                self.check(opened.stream);
+                Fate::New
+            }
+            Jump::Asked | Jump::Overrun => Fate::Nothing,
+        }
+    }
+
     fn begin(
         &mut self,
         stream: StreamId,
@@ -696,7 +740,7 @@ impl Reader {
         }
     }
 
-    fn handle_output(&mut self, output: &TerminalOutput, opened_from: Option<u64>) -> Fate {
+    fn handle_output(&mut self, output: &TerminalOutput) -> Fate {
         if self.is_over {
             return Fate::Nothing;
         }
@@ -704,7 +748,7 @@ impl Reader {
         let Some(position) = self.streams.get_mut(stream) else { return Fate::Nothing };
         let mut is_new = false;
         if *offset > position.view.position() {
-            match position.bridge(*stream, *offset, opened_from) {
+            match position.bridge(*stream, *offset) {
                 Ok(gap) => position.skip(&mut self.queue, *stream, gap),
                 Err(fate) => return fate,
             }
@@ -731,14 +775,14 @@ impl Reader {
         if is_new { Fate::New } else { Fate::Nothing }
     }
 
-    fn handle_gap(&mut self, gap: &TerminalGap, opened_from: Option<u64>) -> Fate {
+    fn handle_gap(&mut self, gap: &TerminalGap) -> Fate {
         if self.is_over {
             return Fate::Nothing;
         }
         let TerminalGap { stream, from, to, reason } = gap;
         let Some(position) = self.streams.get_mut(stream) else { return Fate::Nothing };
         if *from > position.view.position() {
-            match position.bridge(*stream, *from, opened_from) {
+            match position.bridge(*stream, *from) {
                 Ok(gap) => position.skip(&mut self.queue, *stream, gap),
                 Err(fate) => return fate,
             }
@@ -862,27 +906,21 @@ impl Reader {
 impl Position {
     /// What to make of something that stands beyond the position: the gap up
     /// to it, if it has a name, or why nothing is to be made of it yet.
-    fn bridge(&mut self, stream: StreamId, to: u64, opened_from: Option<u64>) -> Result<Gap, Fate> {
+    fn bridge(&mut self, stream: StreamId, to: u64) -> Result<Gap, Fate> {
         let from = self.view.position();
-        let reason = if opened_from.is_some_and(|opened| to <= opened) {
-            // The announcement said that reading goes on only there.
-            GapReason::Evicted
-        } else {
-            match self.jump {
-                Jump::None => {
-                    tracing::warn!(%stream, from, to, "the hub left a hole without a name");
-                    self.jump = Jump::Asked;
-                    return Err(Fate::Unnamed);
-                }
-                Jump::Asked | Jump::Overrun => return Err(Fate::Nothing),
-                Jump::Answered => {
-                    tracing::error!(%stream, from, to, "the hub does not mend a hole");
-                    self.jump = Jump::None;
-                    GapReason::Other("unnamed".into())
-                }
+        match self.jump {
+            Jump::None => {
+                tracing::warn!(%stream, from, to, "the hub left a hole without a name");
+                self.jump = Jump::Asked;
+                Err(Fate::Unnamed)
             }
-        };
-        Ok(Gap { from, to, reason })
+            Jump::Asked | Jump::Overrun => Err(Fate::Nothing),
+            Jump::Answered => {
+                tracing::error!(%stream, from, to, "the hub does not mend a hole");
+                self.jump = Jump::None;
+                Ok(Gap { from, to, reason: GapReason::Other("unnamed".into()) })
+            }
+        }
     }
 
     /// Cuts bytes for which there is no room: the hub goes beyond the window.

@@ -1,0 +1,792 @@
+//! A life: a plan is carried out in the World, everything heals, and what
+//! people then see is compared with what really happened.
+//!
+//! The reference is much simpler than the system, because it sees everything:
+//! what each program wrote and how it ended is known to the simulated
+//! machines, what was asked for to whoever asked. Bytes are checked as they
+//! are shown ([`crate::dashboard`]), starts as they happen
+//! ([`crate::agent`]), the order of queues as they are leased
+//! ([`crate::world`]); the rest is checked here, at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use trunkline_client::ConnectionState;
+use trunkline_client::core::dashboard::{Audit, ReaderId, Reading, RequestError};
+use trunkline_protocol::ids::{CommandId, RequestId};
+use trunkline_protocol::limits::Limits;
+use trunkline_protocol::message::{
+    CommandInterrupt, CommandRequest, CommandSpec, CommandState, CommandStatus, DashboardToHub,
+    ErrorCode, From, GapReason, Lag, Presence, Run, Target,
+};
+
+use crate::agent::Fate;
+use crate::dashboard::Seen;
+use crate::plan::{Act, Ask, NAMES, Plan};
+use crate::world::{Peer, World};
+
+/// Memory of one stream's tail with an agent.
+const TAIL_BYTES: usize = 64 * 1024;
+
+/// How long a started command may have been on its way.
+const ON_ITS_WAY: Duration = Duration::from_secs(15);
+
+/// Time enough for everything to come to rest.
+const REST: Duration = Duration::from_secs(400);
+
+const S: Duration = Duration::from_secs(1);
+
+/// What sometimes must have happened in a large number of lives, or they prove
+/// little.
+pub type Marks = BTreeSet<&'static str>;
+
+/// All marks there are.
+pub const MARKS: [&str; 27] = [
+    "a command completed",
+    "a command failed",
+    "a command was interrupted",
+    "a command timed out",
+    "a command expired",
+    "a command became unknown",
+    "a command was tried again",
+    "a command was lost with its queue",
+    "a command survived the hub that accepted it",
+    "a request was refused",
+    "a request was ambiguous",
+    "a full queue refused",
+    "a failing queue refused",
+    "a gap: evicted",
+    "a gap: agent_overflow",
+    "a gap: agent_loss",
+    "a gap: hub_loss",
+    "a gap: lagged",
+    "a gap: not_requested",
+    "a stream was verified",
+    "a stream was read on over a killed hub",
+    "an agent was superseded",
+    "an agent died while it ran something",
+    "input arrived",
+    "a stalled reader caught up",
+    "a result came after its agent was cut off",
+    "two ran at a time",
+];
+
+/// What a life came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lived {
+    /// What happened in it.
+    pub marks: Marks,
+    /// A digest of all frames and their times.
+    pub fingerprint: u64,
+}
+
+/// A command as whoever asked for it knows it.
+#[derive(Debug)]
+struct Asked {
+    dashboard: usize,
+    command: CommandId,
+    answer: RequestId,
+    request: CommandRequest,
+    interrupted: bool,
+    repeated: bool,
+    /// Lines typed into it.
+    typed: u32,
+}
+
+/// Somebody who reads a target.
+#[derive(Debug)]
+struct Watch {
+    dashboard: usize,
+    reader: ReaderId,
+    command: Option<CommandId>,
+    reading: Reading,
+}
+
+#[derive(Debug)]
+struct Life {
+    world: World,
+    names: Vec<usize>,
+    asked: Vec<Asked>,
+    watches: Vec<Watch>,
+    left: BTreeSet<usize>,
+    /// Agents that were told to stop.
+    stopped: BTreeSet<usize>,
+    stopped_all: bool,
+    clock_jumped: bool,
+    slept: BTreeSet<usize>,
+    agents_cut: bool,
+    has_half_open: bool,
+    marks: Marks,
+}
+
+/// Small bounds, so that little data reaches them.
+fn limits() -> Limits {
+    Limits {
+        log_bytes_per_stream: 48 * 1024,
+        log_bytes_total: 160 * 1024,
+        grant_bytes: 16 * 1024,
+        terminal_bytes_per_second: 64 * 1024,
+        queue_per_agent: 4,
+        input_bytes_ahead: 1024,
+        newest_bytes_behind: 4 * 1024,
+        ..Limits::default()
+    }
+}
+
+/// Lives a plan. Panics where a promise is broken.
+pub fn live(plan: &Plan, traced: bool) -> Lived {
+    let mut world = World::with_limits(plan.seed, limits());
+    world.traced = traced;
+    let mut life = Life {
+        world,
+        names: Vec::new(),
+        asked: Vec::new(),
+        watches: Vec::new(),
+        left: BTreeSet::new(),
+        stopped: BTreeSet::new(),
+        stopped_all: false,
+        clock_jumped: false,
+        slept: BTreeSet::new(),
+        agents_cut: false,
+        has_half_open: false,
+        marks: Marks::new(),
+    };
+    for act in &plan.acts {
+        if traced {
+            println!("{:>10.3} s  * {act:?}", life.world.now().monotonic.as_secs_f64());
+        }
+        life.act(act);
+        life.check_bounds();
+    }
+    if traced {
+        println!("{:>10.3} s  * it heals", life.world.now().monotonic.as_secs_f64());
+    }
+    life.rest();
+    life.judge();
+    Lived { marks: life.marks, fingerprint: life.world.fingerprint }
+}
+
+impl Life {
+    // ---- acts -----------------------------------------------------------
+
+    fn act(&mut self, act: &Act) {
+        match act {
+            Act::Wait(ms) => self.world.run_for(Duration::from_millis(*ms)),
+            Act::Agent { name, slots } => {
+                self.world.agent_with(NAMES[*name], |setup| {
+                    setup.slots = *slots;
+                    setup.tail_bytes = TAIL_BYTES;
+                    setup.tail_hold = 3 * S;
+                });
+                self.names.push(*name);
+            }
+            Act::Dashboard => {
+                self.world.dashboard();
+            }
+            Act::Leave(dashboard) => {
+                let now = self.world.now();
+                if self.is_here(*dashboard) {
+                    self.world.core_of(*dashboard).stop(None, now);
+                    self.left.insert(*dashboard);
+                }
+            }
+            Act::Request(ask) => self.ask(ask),
+            Act::Repeat { dashboard, command } => self.repeat(*dashboard, *command),
+            Act::Watch { dashboard, command, live, lag, window } => {
+                let Some(asked) = self.asked.get(*command) else { return };
+                let from = if *live { From::Live } else { From::Start };
+                let reading = Reading { from, lag: *lag, window_bytes: *window };
+                self.watch(*dashboard, asked.command, reading);
+            }
+            Act::WatchAgent { dashboard, name } => {
+                if self.is_here(*dashboard) {
+                    let target = Target::Agent(NAMES[*name].parse().expect("a name"));
+                    let reading = Reading::default();
+                    let reader = self.world.read(*dashboard, target, reading);
+                    let watch = Watch { dashboard: *dashboard, reader, command: None, reading };
+                    self.watches.push(watch);
+                }
+            }
+            Act::Interrupt { dashboard, command, grace_ms } => {
+                let Some(asked) = self.asked.get_mut(*command) else { return };
+                if self.left.contains(dashboard) || *dashboard >= self.world.dashboards.len() {
+                    return;
+                }
+                asked.interrupted = true;
+                let (command, grace_ms) = (asked.command, *grace_ms);
+                let interrupt = CommandInterrupt { command, attempt: None, grace_ms };
+                let now = self.world.now();
+                let core = self.world.core_of(*dashboard);
+                let _ = core.request(DashboardToHub::Interrupt(interrupt), None, now);
+            }
+            Act::StopAll(dashboard) => {
+                if self.is_here(*dashboard) {
+                    self.world.stop_all(*dashboard);
+                    self.stopped_all = true;
+                }
+            }
+            Act::Type { command, lines } => self.type_into(*command, *lines),
+            Act::Cut(peer) => {
+                self.note_cut(*peer);
+                self.world.cut(*peer);
+            }
+            Act::CutUnnoticed(peer) => {
+                self.note_cut(*peer);
+                self.world.cut_unnoticed_by_hub(*peer);
+            }
+            Act::HalfOpen(peer) => {
+                self.has_half_open = true;
+                self.note_cut(*peer);
+                self.world.half_open(*peer);
+            }
+            Act::Stall(peer) => self.world.stall(*peer),
+            Act::GoOn(peer) => self.world.go_on(*peer),
+            Act::Throttle(peer, rate) => self.world.on_cable(*peer, |cable| cable.throttle(*rate)),
+            Act::Unreachable(peer) => self.world.set_reachable(*peer, false),
+            Act::Reachable(peer) => self.world.set_reachable(*peer, true),
+            Act::KillHub => {
+                if self.world.hub().is_some() {
+                    self.world.kill_hub();
+                }
+            }
+            Act::StartHub(memory) => {
+                if self.world.hub().is_none() {
+                    self.world.start_hub(*memory);
+                }
+            }
+            Act::Crash(agent) => {
+                if self.world.agents.get(*agent).is_some_and(|node| node.core.is_some()) {
+                    self.world.crash_agent(*agent);
+                }
+            }
+            Act::Restart(agent) => {
+                if self.world.agents.get(*agent).is_some_and(|node| node.core.is_none()) {
+                    self.world.restart_agent(*agent);
+                    self.stopped.remove(agent);
+                }
+            }
+            Act::Stop(agent) => {
+                let now = self.world.now();
+                if let Some(core) = self.world.agents.get_mut(*agent).and_then(|n| n.core.as_mut())
+                {
+                    core.stop(now);
+                    self.stopped.insert(*agent);
+                }
+            }
+            Act::Sleep(dashboard) => {
+                if let Some(node) = self.world.dashboards.get_mut(*dashboard) {
+                    node.asleep = true;
+                    self.slept.insert(*dashboard);
+                }
+            }
+            Act::WakeUp(dashboard) => {
+                if let Some(node) = self.world.dashboards.get_mut(*dashboard) {
+                    node.asleep = false;
+                }
+            }
+            Act::Hooks(ms) => self.world.hook_delay = Duration::from_millis(*ms),
+            Act::Storage(storage) => self.world.storage = *storage,
+            Act::AuthFails(fails) => self.world.auth_fails = *fails,
+            Act::Clock(ms) => {
+                self.world.clock_skew_ms += ms;
+                self.clock_jumped = true;
+            }
+        }
+    }
+
+    fn note_cut(&mut self, peer: Peer) {
+        self.agents_cut |= matches!(peer, Peer::Agent(_));
+    }
+
+    fn is_here(&self, dashboard: usize) -> bool {
+        dashboard < self.world.dashboards.len() && !self.left.contains(&dashboard)
+    }
+
+    fn ask(&mut self, ask: &Ask) {
+        if !self.is_here(ask.dashboard) {
+            return;
+        }
+        let now = self.world.now();
+        let core = self.world.core_of(ask.dashboard);
+        let command = core.mint_command(now);
+        let mut spec = CommandSpec::from(Run::Text(ask.script.clone()));
+        spec.run_for_ms = ask.run_for_ms;
+        let request = CommandRequest {
+            command,
+            agent: NAMES[ask.name].parse().expect("a name"),
+            spec,
+            priority: ask.priority,
+            deliver_within_ms: ask.deliver_within_ms,
+            retry: ask.retry,
+        };
+        let asked = core.request(DashboardToHub::Request(request.clone()), None, now);
+        let answer = asked.expect("an outbox has room for a life");
+        let dashboard = ask.dashboard;
+        self.asked.push(Asked {
+            dashboard,
+            command,
+            answer,
+            request,
+            interrupted: false,
+            repeated: false,
+            typed: 0,
+        });
+        if ask.watched {
+            self.watch(dashboard, command, Reading::default());
+        }
+    }
+
+    fn repeat(&mut self, dashboard: usize, command: usize) {
+        if self.is_here(dashboard)
+            && let Some(asked) = self.asked.get_mut(command)
+        {
+            asked.repeated = true;
+            let message = DashboardToHub::Request(asked.request.clone());
+            let now = self.world.now();
+            let _ = self.world.core_of(dashboard).request(message, None, now);
+        }
+    }
+
+    fn watch(&mut self, dashboard: usize, command: CommandId, reading: Reading) {
+        if self.is_here(dashboard) {
+            let reader = self.world.read(dashboard, Target::Command(command), reading);
+            self.watches.push(Watch { dashboard, reader, command: Some(command), reading });
+        }
+    }
+
+    fn type_into(&mut self, command: usize, lines: u32) {
+        let Some(asked) = self.asked.get_mut(command) else { return };
+        if self.left.contains(&asked.dashboard) {
+            return;
+        }
+        let core = self.world.core_of(asked.dashboard);
+        for _ in 0..lines {
+            asked.typed += 1;
+            let mut line = bytes::Bytes::from(format!("{:05}\n", asked.typed));
+            if core.input(asked.command, &mut line).is_err() || !line.is_empty() {
+                break;
+            }
+        }
+    }
+
+    // ---- rest -----------------------------------------------------------
+
+    /// Everything heals, what runs may end, and then must.
+    fn rest(&mut self) {
+        self.world.heal();
+        for agent in 0..self.world.agents.len() {
+            if self.world.agents[agent].core.is_none() {
+                self.world.restart_agent(agent);
+            }
+        }
+        if self.has_half_open {
+            // A dashboard notices silence after 45 s.
+            self.world.run_for(65 * S);
+        }
+        self.rest_for(30 * S);
+        // Somebody starts again what has stopped.
+        for agent in 0..self.world.agents.len() {
+            let own = self.names.iter().enumerate().filter(|(_, n)| **n == self.names[agent]);
+            if own.map(|(n, _)| n).all(|n| self.is_gone(n)) {
+                self.world.crash_agent(agent);
+                self.world.restart_agent(agent);
+            }
+        }
+        self.rest_for(30 * S);
+        // Somebody who is certainly there stops what would go on for ever.
+        let last = self.world.dashboard();
+        self.world.run_for(5 * S);
+        self.world.stop_all(last);
+        self.stopped_all = true;
+        self.rest_for(REST);
+        self.world.dashboard();
+        self.world.run_for(5 * S);
+    }
+
+    fn rest_for(&mut self, time: Duration) {
+        let end = self.world.now().monotonic + time;
+        while self.world.now().monotonic < end && !self.is_at_rest() {
+            self.world.run_for(S);
+            self.check_bounds();
+        }
+    }
+
+    /// Whether an agent's process is there and will not come back to the hub.
+    fn is_gone(&self, agent: usize) -> bool {
+        self.world.agents[agent].core.as_ref().is_some_and(|core| core.connection().is_over())
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let world = &self.world;
+        let here = || (0..world.dashboards.len()).filter(|d| !self.left.contains(d));
+        let dashboards = here().filter_map(|d| world.dashboards[d].core.as_ref());
+        let agents = world.agents.iter().filter_map(|node| node.core.as_ref());
+        let mut links = dashboards.map(|c| c.connection()).chain(agents.map(|c| c.connection()));
+        links.all(|state| *state == ConnectionState::Connected || state.is_over())
+            && here().all(|d| world.roster(d).commands().all(|command| command.status.is_final()))
+            && self.asked.iter().all(|asked| {
+                self.left.contains(&asked.dashboard)
+                    || world.dashboards[asked.dashboard].answers.contains_key(&asked.answer)
+            })
+            && self.watches.iter().all(|watch| !self.is_open(watch))
+    }
+
+    /// Whether more is to come for a reader of one command.
+    fn is_open(&self, watch: &Watch) -> bool {
+        let node = &self.world.dashboards[watch.dashboard];
+        let Some(command) = watch.command else { return false };
+        let known = self.world.status(watch.dashboard, command).is_some();
+        known && !self.left.contains(&watch.dashboard) && !node.over.contains(&watch.reader)
+    }
+
+    fn check_bounds(&self) {
+        let limits = limits();
+        if let Some(hub) = self.world.hub() {
+            let bytes = hub.log_bytes();
+            assert!(bytes <= limits.log_bytes_total, "all logs together take {bytes} bytes");
+        }
+        for node in &self.world.agents {
+            let Some(core) = &node.core else { continue };
+            let streams = node.fates.len().max(1);
+            let bytes = core.tail_bytes();
+            assert!(bytes <= streams * TAIL_BYTES, "{streams} tails take {bytes} bytes");
+        }
+    }
+
+    // ---- judgement ------------------------------------------------------
+
+    fn judge(&mut self) {
+        self.judge_views();
+        self.judge_presence();
+        for n in 0..self.asked.len() {
+            self.judge_command(n);
+        }
+        self.judge_readers();
+        self.judge_typing();
+        self.mark_agents();
+    }
+
+    /// Everyone sees what a fresh dashboard sees.
+    fn judge_views(&self) {
+        let fresh = self.world.dashboards.len() - 1;
+        let truth = self.world.roster(fresh);
+        assert!(truth.position().is_some(), "a fresh dashboard has the roster");
+        for dashboard in (0..fresh).filter(|d| !self.left.contains(d)) {
+            let seen = self.world.roster(dashboard);
+            let unlike: Vec<_> =
+                seen.commands().filter(|c| truth.command(c.command) != Some(c)).collect();
+            assert!(
+                seen == truth,
+                "dashboard {dashboard} does not see what a fresh one sees: {:?} and {:?}, {unlike:?}",
+                seen.position(),
+                truth.position()
+            );
+        }
+        for command in truth.commands() {
+            assert!(command.status.is_final(), "{} is still {}", command.command, command.status);
+        }
+        for agent in truth.agents() {
+            assert_eq!(agent.running, 0, "{} is said to run something", agent.agent);
+            assert!(truth.queue(&agent.agent).is_empty(), "{} has a queue", agent.agent);
+        }
+    }
+
+    /// Who is connected is online, and who is not, is not.
+    fn judge_presence(&self) {
+        let fresh = self.world.dashboards.len() - 1;
+        for (name, text) in NAMES.iter().enumerate() {
+            let mut own = self.names.iter().enumerate().filter(|(_, own)| **own == name);
+            let is_up = own.any(|(n, _)| {
+                let core = self.world.agents[n].core.as_ref();
+                core.is_some_and(|core| !core.connection().is_over())
+            });
+            let presence = self.world.presence(fresh, text);
+            let expected = if is_up { Some(Presence::Online) } else { presence };
+            assert_eq!(presence, expected, "agent {text}");
+            assert!(is_up || presence != Some(Presence::Online), "{text} is not there");
+        }
+    }
+
+    fn judge_command(&mut self, n: usize) {
+        let asked = &self.asked[n];
+        let id = asked.command;
+        let fresh = self.world.dashboards.len() - 1;
+        let state = self.world.command(fresh, id).cloned();
+        let answer = self.world.dashboards[asked.dashboard].answers.get(&asked.answer).cloned();
+        let was_lost = self.world.era > 0;
+        let left = self.left.contains(&asked.dashboard);
+        assert!(answer.is_some() || left, "the request for {id} has no answer");
+        match &answer {
+            Some(Ok(_)) => {
+                assert!(state.is_some() || was_lost, "{id} was accepted and is gone");
+                if state.is_none() {
+                    self.marks.insert("a command was lost with its queue");
+                } else if self.world.kills > 0 {
+                    self.marks.insert("a command survived the hub that accepted it");
+                }
+            }
+            Some(Err(RequestError::Refused(refusal))) => {
+                self.marks.insert(match refusal.code {
+                    ErrorCode::QueueFull => "a full queue refused",
+                    ErrorCode::QueueUnavailable => "a failing queue refused",
+                    _ => "a request was refused",
+                });
+                // With an unavailable queue it cannot be known.
+                let is_known = refusal.code != ErrorCode::QueueUnavailable && !was_lost;
+                if is_known && !self.asked[n].repeated {
+                    assert_eq!(state, None, "{id} was refused and is there");
+                    assert!(self.began(id).is_empty(), "{id} was refused and ran");
+                }
+            }
+            Some(Err(RequestError::Ambiguous)) => {
+                self.marks.insert("a request was ambiguous");
+                assert!(was_lost, "only a lost queue makes it ambiguous");
+            }
+            Some(Err(error)) => assert!(left, "{id}: {error}"),
+            None => {}
+        }
+        let began = self.began(id);
+        // Who asks a hub that has lost its memory once more is served once more.
+        let asked_anew = was_lost && self.asked[n].repeated;
+        if !self.asked[n].request.retry && !asked_anew {
+            assert!(began.len() <= 1, "{id} began {} times: {began:?}", began.len());
+        }
+        if began.len() > 1 {
+            self.marks.insert("a command was tried again");
+        }
+        self.judge_lateness(n, &began);
+        for node in &self.world.dashboards {
+            let Some((status, 0, seen)) = node.finals.get(&id) else { continue };
+            // What is on its way to a process that was given up may still
+            // arrive there: therefore the word is `unknown`, and therefore a
+            // new attempt has a number.
+            let last = state.as_ref().map_or(0, |state| state.attempt);
+            let late = began.iter().find(|((attempt, _), at)| *attempt == last && *at > seen);
+            let is_known = *status != CommandStatus::Unknown && !was_lost;
+            assert!(late.is_none() || !is_known, "{id} began after it was {status}: {late:?}");
+        }
+        if let Some(state) = &state {
+            self.judge_end(n, state);
+        }
+    }
+
+    /// All attempts that began, wherever, and when.
+    fn began(&self, id: CommandId) -> BTreeMap<(u32, usize), Duration> {
+        let nodes = self.world.agents.iter().enumerate();
+        let began = nodes.flat_map(|(n, node)| {
+            let own = node.began.range((id, 0)..=(id, u32::MAX));
+            own.map(move |((_, attempt), at)| ((*attempt, n), *at))
+        });
+        let began: Vec<_> = began.collect();
+        let attempts: BTreeSet<u32> = began.iter().map(|((attempt, _), _)| *attempt).collect();
+        if self.world.era == 0 {
+            assert_eq!(attempts.len(), began.len(), "an attempt at {id} began twice: {began:?}");
+        }
+        began.into_iter().collect()
+    }
+
+    fn judge_lateness(&self, n: usize, began: &BTreeMap<(u32, usize), Duration>) {
+        let asked = &self.asked[n];
+        let (id, within) = (asked.command, asked.request.deliver_within_ms);
+        let (Some(within), Some(accepted)) = (within, self.world.accepted.get(&id)) else { return };
+        if (self.clock_jumped && self.world.kills > 0) || self.world.era > 0 {
+            return; // a hub that starts again has the wall clock only
+        }
+        let last = *accepted + Duration::from_millis(within) + ON_ITS_WAY;
+        for at in began.values() {
+            assert!(*at <= last, "{id} began at {at:?} and must not have after {last:?}");
+        }
+    }
+
+    fn fate(&self, id: CommandId, attempt: u32) -> Option<Fate> {
+        let fates = self.world.agents.iter().filter_map(|node| node.fates.get(&(id, attempt)));
+        fates.copied().next_back()
+    }
+
+    /// The final state is true.
+    fn judge_end(&mut self, n: usize, state: &CommandState) {
+        let asked = &self.asked[n];
+        let id = asked.command;
+        let fate = self.fate(id, state.attempt);
+        let forgot = self.world.era > 0;
+        let end = state.end.clone().unwrap_or_default();
+        let told =
+            format!("{id} is {}, attempt {}: {fate:?}, {end:?}", state.status, state.attempt);
+        match state.status {
+            CommandStatus::Completed => {
+                self.marks.insert("a command completed");
+                match fate {
+                    Some(Fate::Exited(code)) => assert_eq!(end.exit_code, Some(code), "{told}"),
+                    Some(Fate::Stopped) => assert!(end.signal.is_some(), "{told}"),
+                    Some(Fate::Runs | Fate::Died) | None => panic!("{told}"),
+                }
+                let written = self.written(id, state.attempt);
+                assert_eq!(end.end, written, "{told}: not what the program wrote");
+                if self.agents_cut {
+                    self.marks.insert("a result came after its agent was cut off");
+                }
+            }
+            CommandStatus::Failed => {
+                self.marks.insert("a command failed");
+                assert!(!self.stopped.is_empty() || forgot, "{told}");
+                assert_eq!(fate, None, "{told}: it never ran");
+            }
+            CommandStatus::Interrupted => {
+                self.marks.insert("a command was interrupted");
+                let asked_for = asked.interrupted || self.stopped_all || !self.stopped.is_empty();
+                assert!(asked_for, "{told}: nobody asked for it");
+                assert_ne!(fate, Some(Fate::Runs), "{told}");
+            }
+            CommandStatus::TimedOut => {
+                self.marks.insert("a command timed out");
+                assert!(asked.request.spec.run_for_ms.is_some(), "{told}");
+                assert_ne!(fate, Some(Fate::Runs), "{told}");
+            }
+            CommandStatus::Expired => {
+                self.marks.insert("a command expired");
+                let began = !self.began(id).is_empty();
+                assert!(!began || asked.request.retry || forgot, "{told}: it was started");
+            }
+            CommandStatus::Unknown => {
+                self.marks.insert("a command became unknown");
+                let deaths: u32 = self.world.agents.iter().map(|node| node.deaths).sum();
+                let gone = self.world.agents.iter().filter_map(|node| node.core.as_ref());
+                let sent_away = gone.filter(|core| core.connection().is_over()).count();
+                assert!(deaths > 0 || sent_away > 0 || forgot, "{told}: its agent lives");
+                assert_ne!(fate, Some(Fate::Runs), "{told}");
+            }
+            CommandStatus::Queued | CommandStatus::Dispatched | CommandStatus::Running => {
+                panic!("{told}: not final");
+            }
+        }
+    }
+
+    fn written(&self, id: CommandId, attempt: u32) -> u64 {
+        let nodes = self.world.agents.iter();
+        nodes.filter_map(|node| node.written.get(&(id, attempt))).copied().max().unwrap_or(0)
+    }
+
+    // ---- readers --------------------------------------------------------
+
+    fn judge_readers(&mut self) {
+        let mut marks = Marks::new();
+        for watch in &self.watches {
+            assert!(!self.is_open(watch), "a reader of {:?} still waits", watch.command);
+            let node = &self.world.dashboards[watch.dashboard];
+            for ((_, stream), seen) in node.seen.iter().filter(|((r, _), _)| *r == watch.reader) {
+                self.judge_stream(watch, seen, &mut marks);
+                if let Some((state, _)) = &seen.ended
+                    && state.stream == Some(*stream)
+                    && self.slept.contains(&watch.dashboard)
+                {
+                    marks.insert("a stalled reader caught up");
+                }
+            }
+        }
+        self.marks.append(&mut marks);
+    }
+
+    fn judge_stream(&self, watch: &Watch, seen: &Seen, marks: &mut Marks) {
+        let (id, attempt) = (seen.command, seen.attempt);
+        let written = self.written(id, attempt);
+        let missing: u64 = seen.gaps.iter().map(|gap| gap.to - gap.from).sum();
+        assert_eq!(seen.from + seen.bytes + missing, seen.at, "{id}: the sum is wrong");
+        assert!(seen.at <= written, "{id}: {} shown of {written}", seen.at);
+        if let Some((state, audit)) = &seen.ended {
+            let end = state.end.clone().unwrap_or_default();
+            // An end that its agent did not tell is all that the hub has; an
+            // earlier hub may have passed on more.
+            let is_end = seen.at == end.end || (end.digest.is_none() && seen.at > end.end);
+            assert!(is_end, "{id}: ended at {} and not at {}", seen.at, end.end);
+            if *audit == Audit::Verified {
+                marks.insert("a stream was verified");
+                if self.world.kills > 0 {
+                    marks.insert("a stream was read on over a killed hub");
+                }
+            }
+        }
+        if seen.from > 0 {
+            marks.insert("a gap: not_requested");
+            assert!(watch.reading.from == From::Live || watch.command.is_none(), "{id}");
+        }
+        for gap in &seen.gaps {
+            let is_true = match gap.reason {
+                GapReason::Evicted => {
+                    marks.insert("a gap: evicted");
+                    // Its own bound, or that of all logs together.
+                    written >= 30_000 || self.total_written() >= 100_000
+                }
+                GapReason::AgentOverflow => {
+                    marks.insert("a gap: agent_overflow");
+                    written >= 25_000 || self.total_written() >= 1_000_000
+                }
+                GapReason::AgentLoss => {
+                    marks.insert("a gap: agent_loss");
+                    self.world.agents.iter().any(|node| {
+                        node.deaths > 0
+                            || node.core.as_ref().is_none_or(|core| core.connection().is_over())
+                    })
+                }
+                GapReason::HubLoss => {
+                    marks.insert("a gap: hub_loss");
+                    self.world.kills > 0
+                }
+                GapReason::Lagged => {
+                    marks.insert("a gap: lagged");
+                    // Readers of one dashboard share its subscription.
+                    self.watches
+                        .iter()
+                        .any(|w| w.dashboard == watch.dashboard && w.reading.lag == Lag::Newest)
+                }
+                GapReason::NotRequested => {
+                    marks.insert("a gap: not_requested");
+                    self.watches.iter().any(|w| {
+                        w.dashboard == watch.dashboard
+                            && (w.reading.from == From::Live || w.command.is_none())
+                    })
+                }
+                GapReason::Other(_) => false,
+            };
+            assert!(is_true, "{id}: {gap:?} of {written} is not true");
+        }
+    }
+
+    fn total_written(&self) -> u64 {
+        self.world.agents.iter().flat_map(|node| node.written.values()).sum()
+    }
+
+    // ---- the rest -------------------------------------------------------
+
+    /// What was typed arrived once and in order: lines may be missing where
+    /// the command did not run, and none comes twice.
+    fn judge_typing(&mut self) {
+        for node in &self.world.agents {
+            for (command, typed) in &node.typed {
+                self.marks.insert("input arrived");
+                let text = String::from_utf8_lossy(typed);
+                // Of a line for which there was no room a part was typed.
+                let whole = text.lines().filter(|line| line.len() == 5);
+                let numbers: Vec<u32> = whole.filter_map(|line| line.parse().ok()).collect();
+                let bad = numbers.windows(2).find(|pair| pair[0] >= pair[1]);
+                assert_eq!(bad, None, "{command}: typed in order, and arrived so");
+            }
+        }
+    }
+
+    fn mark_agents(&mut self) {
+        let world = &self.world;
+        for node in &world.agents {
+            let is_over =
+                |core: &trunkline_client::core::agent::AgentCore| core.connection().is_over();
+            if node.core.as_ref().is_some_and(is_over) {
+                self.marks.insert("an agent was superseded");
+            }
+            if node.fates.values().any(|fate| *fate == Fate::Died) {
+                self.marks.insert("an agent died while it ran something");
+            }
+            if node.setup.slots > 1 && node.began.len() > 1 {
+                self.marks.insert("two ran at a time");
+            }
+        }
+    }
+}
