@@ -1,6 +1,6 @@
 //! A simulated agent: the real core, and programs that follow a script.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use trunkline_client::core::agent::{AgentCore, AgentOutput, AgentSetup};
@@ -45,6 +45,8 @@ pub struct AgentNode {
     pub typed: BTreeMap<CommandId, Vec<u8>>,
     /// When each attempt began.
     pub began: BTreeMap<(CommandId, u32), Duration>,
+    /// Commands of which one attempt began more than once.
+    pub twice: BTreeSet<CommandId>,
     /// What became of each attempt.
     pub fates: BTreeMap<(CommandId, u32), Fate>,
     /// How often its process died or was sent away for good.
@@ -101,6 +103,7 @@ impl AgentNode {
             written: BTreeMap::new(),
             typed: BTreeMap::new(),
             began: BTreeMap::new(),
+            twice: BTreeSet::new(),
             fates: BTreeMap::new(),
             deaths: 0,
         }
@@ -149,10 +152,11 @@ impl AgentNode {
                     let Run::Text(text) = &spec.run else { panic!("a script is a text") };
                     let (steps, stubborn) = script(text);
                     *self.starts.entry(id).or_default() += 1;
-                    let known = self.began.insert((id, attempt), now.monotonic);
-                    assert!(known.is_none(), "attempt {attempt} at {id} began twice");
+                    if self.began.insert((id, attempt), now.monotonic).is_some() {
+                        self.twice.insert(id);
+                    }
                     self.fates.insert((id, attempt), Fate::Runs);
-                    self.written.entry((id, attempt)).or_default();
+                    self.written.insert((id, attempt), 0);
                     let until = now.monotonic;
                     let program = Program { attempt, steps, until, stubborn, ends_at: None };
                     self.programs.insert(id, program);

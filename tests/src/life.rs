@@ -581,6 +581,8 @@ impl Life {
         let attempts: BTreeSet<u32> = began.iter().map(|((attempt, _), _)| *attempt).collect();
         if self.world.era == 0 {
             assert_eq!(attempts.len(), began.len(), "an attempt at {id} began twice: {began:?}");
+            let twice = self.world.agents.iter().any(|node| node.twice.contains(&id));
+            assert!(!twice, "an attempt at {id} began twice with one agent");
         }
         began.into_iter().collect()
     }

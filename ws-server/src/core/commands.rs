@@ -50,6 +50,8 @@ pub(super) struct Command {
     pub(super) attempt: u32,
     /// The process that holds the lease.
     instance: Option<InstanceId>,
+    /// Whether this hub has sent it: then it has forgotten nothing of it.
+    pub(super) is_sent: bool,
     /// The output of each attempt.
     pub(super) streams: Vec<(u32, StreamId)>,
     started_at_ms: Option<u64>,
@@ -248,6 +250,7 @@ impl Tenant {
             stage: Stage::Accepting,
             attempt: 0,
             instance: None,
+            is_sent: false,
             streams: Vec::new(),
             started_at_ms: None,
             deliver_by: wires.now.monotonic.saturating_add(within),
@@ -509,6 +512,7 @@ impl Tenant {
         }
         command.stage = Stage::Dispatched;
         command.attempt = command.next_attempt();
+        command.is_sent = true;
         wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
         self.send_execute(wires, id);
         self.publish_command(wires, id);
@@ -822,6 +826,7 @@ impl Tenant {
             stage: Stage::Dispatched,
             attempt: held.attempt,
             instance: Some(instance),
+            is_sent: false,
             streams: Vec::new(),
             started_at_ms: None,
             deliver_by: Duration::MAX,
@@ -937,6 +942,7 @@ impl Tenant {
             stage,
             attempt: stored.attempt,
             instance: stored.instance,
+            is_sent: false,
             streams: stored.stream.map(|stream| (stored.attempt, stream)).into_iter().collect(),
             started_at_ms: None,
             deliver_by: wires.now.monotonic.saturating_add(left),

@@ -122,6 +122,9 @@ impl Tenant {
         if let Entry::Vacant(vacant) = self.streams.entry(stream) {
             let log = match from {
                 0 => Log::new(stream),
+                from if record.is_sent => {
+                    Log::new_after_loss(stream, from, GapReason::AgentOverflow)
+                }
                 from => Log::new_after_loss(stream, from, GapReason::HubLoss),
             };
             let allowed = from.saturating_add(wires.limits.grant_bytes);
@@ -168,6 +171,14 @@ impl Tenant {
         let Some(listed) = held.stream else { return };
         match self.streams.get_mut(&listed.stream) {
             Some(stream) if stream.agent == *agent => {
+                let end = self.commands.get(&held.command).and_then(Command::end);
+                if end.is_some_and(|end| stream.log.end() >= end) {
+                    // Nothing more is wanted of it.
+                    let stored = listed.to.max(stream.log.end());
+                    let taken = TerminalTaken { stream: listed.stream, stored, allowed: stored };
+                    wires.send(link, HubToAgent::Taken(taken));
+                    return;
+                }
                 let stored = stream.log.end();
                 stream.allowed =
                     stream.allowed.max(stored.saturating_add(wires.limits.grant_bytes));
@@ -212,7 +223,14 @@ impl Tenant {
             wires.close(link, Close::new(CloseCode::BeyondGrant, "more output than was granted"));
             return;
         }
-        match stream.log.append(header.offset, header.channel, data) {
+        // An end that was told is the end, whoever returns with more.
+        let end = self.commands.get(&stream.command).and_then(Command::end).unwrap_or(u64::MAX);
+        let room = usize::try_from(end.saturating_sub(header.offset)).unwrap_or(usize::MAX);
+        let data = data.slice(..data.len().min(room));
+        if data.is_empty() {
+            return;
+        }
+        match stream.log.append(header.offset, header.channel, &data) {
             Ok(0) => {}
             Ok(_) => {
                 stream.log.evict_to(wires.limits.log_bytes_per_stream);
@@ -248,7 +266,8 @@ impl Tenant {
             wires.send(link, HubToAgent::Error(refusal.field("payload.from")));
             return;
         }
-        if stream.log.skip(gap.to, gap.reason).is_some() {
+        let end = self.commands.get(&stream.command).and_then(Command::end).unwrap_or(u64::MAX);
+        if stream.log.skip(gap.to.min(end), gap.reason).is_some() {
             stream.allowed = stream.allowed.max(gap.to);
             // The name of a hole is memory, too.
             stream.log.evict_to(wires.limits.log_bytes_per_stream);

@@ -166,7 +166,10 @@ struct Position {
     /// The command's final state, from when it is known until `Ended` is
     /// queued.
     last: Option<Arc<CommandState>>,
+    /// It holds nobody back any more.
     is_over: bool,
+    /// Its last event is queued.
+    has_ended: bool,
     jump: Jump,
 }
 
@@ -720,6 +723,7 @@ impl Reader {
                 digest: (from == 0).then(Sha256::new),
                 last: None,
                 is_over: false,
+                has_ended: false,
                 jump: Jump::None,
             },
         );
@@ -745,7 +749,9 @@ impl Reader {
             return Fate::Nothing;
         }
         let TerminalOutput { stream, offset, channel, data } = output;
-        let Some(position) = self.streams.get_mut(stream) else { return Fate::Nothing };
+        let Some(position) = self.streams.get_mut(stream).filter(|p| !p.has_ended) else {
+            return Fate::Nothing;
+        };
         let mut is_new = false;
         if *offset > position.view.position() {
             match position.bridge(*stream, *offset) {
@@ -780,7 +786,9 @@ impl Reader {
             return Fate::Nothing;
         }
         let TerminalGap { stream, from, to, reason } = gap;
-        let Some(position) = self.streams.get_mut(stream) else { return Fate::Nothing };
+        let Some(position) = self.streams.get_mut(stream).filter(|p| !p.has_ended) else {
+            return Fate::Nothing;
+        };
         if *from > position.view.position() {
             match position.bridge(*stream, *from) {
                 Ok(gap) => position.skip(&mut self.queue, *stream, gap),
@@ -871,6 +879,7 @@ impl Reader {
             return false;
         };
         position.is_over = true;
+        position.has_ended = true;
         let end = state.end.as_ref();
         let audit = match (position.digest.take(), end.and_then(|end| end.digest.as_deref())) {
             (Some(own), Some(digest)) => compare(own, digest),
@@ -893,6 +902,7 @@ impl Reader {
         for position in self.streams.values_mut() {
             if position.command == command && !position.is_over {
                 position.is_over = true;
+                position.has_ended = true;
                 is_read = true;
             }
         }
