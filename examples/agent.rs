@@ -10,19 +10,26 @@
 //! into `TRUNKLINE_TOKEN` than into `--token`, which others on this machine
 //! can read; the programs it runs do not get that variable.
 //!
+//! It keeps a journal, so that nothing is run twice when it crashes or is killed:
+//! in the user's state folder (`~/.local/state/trunkline/`), one for each hub and
+//! name. `--journal FILE` keeps it elsewhere, `--no-journal` keeps none; then all
+//! that was running when it was killed is `unknown` afterwards.
+//!
 //! It reconnects for ever, and its commands run on meanwhile. ^C, or
 //! `SIGTERM`, ends it in order: commands are interrupted, and what they wrote
 //! still goes out. Exit status 1 says that the hub does not want it.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use trunkline_client::protocol::close::CloseCode;
-use trunkline_client::{Agent, CommandHandler as _, ConnectionState, Execution, Outcome, Programs};
+use trunkline_client::{
+    Agent, CommandHandler as _, ConnectionState, Execution, FileJournal, Outcome, Programs,
+};
 use trunkline_examples::{connection_in_words, printable, short};
 
 /// Where a token may also come from.
@@ -47,6 +54,13 @@ struct Args {
     /// Where commands run that name no directory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Where it writes down what it begins; a file in the user's state folder
+    /// unless given
+    #[arg(long, value_name = "FILE", conflicts_with = "no_journal")]
+    journal: Option<PathBuf>,
+    /// Writes nothing down
+    #[arg(long)]
+    no_journal: bool,
 }
 
 #[tokio::main]
@@ -66,6 +80,13 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     if let Some(token) = args.token.or_else(|| std::env::var(TOKEN).ok()) {
         agent = agent.token(token);
     }
+    if !args.no_journal {
+        let file = args.journal.map_or_else(|| default_journal(&args.hub, &args.name), Ok)?;
+        let journal = FileJournal::open(&file)
+            .map_err(|error| format!("{error} (see --journal and --no-journal)"))?;
+        println!("agent: writes down what it begins in {}", file.display());
+        agent = agent.journal(journal).await?;
+    }
     let agent = agent.connect(move |execution| run(programs.clone(), execution));
 
     println!("agent: {} dials {}", args.name, args.hub);
@@ -82,6 +103,20 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     }
     told.await?;
     Ok(if is_wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The journal of this agent at this hub, in a folder that is there.
+fn default_journal(hub: &str, name: &str) -> Result<PathBuf, Box<dyn Error>> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
+    let state = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")));
+    let state = state.ok_or("there is no home folder to keep a journal in: see --journal")?;
+    let folder = state.join("trunkline");
+    std::fs::create_dir_all(&folder)
+        .map_err(|error| format!("{}: {error} (see --journal)", folder.display()))?;
+    let hub = hub.split_once("://").map_or(hub, |(_, address)| address);
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let file: String = format!("{name}@").chars().chain(hub.chars().map(plain)).collect();
+    Ok(folder.join(Path::new(&file).with_added_extension("journal")))
 }
 
 /// Runs a program, and says so.

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use trunkline_client::core::agent::{AgentCore, AgentOutput, AgentSetup};
+use trunkline_client::core::agent::{
+    AgentCore, AgentOutput, AgentSetup, Attempts, JournalRecord, Recovered,
+};
 use trunkline_client::{ExecutionEvent, Outcome};
-use trunkline_protocol::ids::CommandId;
+use trunkline_protocol::ids::{CommandId, InstanceId};
 use trunkline_protocol::message::{Channel, Run};
 use trunkline_protocol::time::Now;
 
@@ -29,6 +31,69 @@ struct Program {
     ends_at: Option<Duration>,
 }
 
+/// Where the process dies, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrashPoint {
+    /// It is about to write down that a command begins.
+    BeforeBegun,
+    /// That is written, and the command has not started.
+    AfterBegun,
+    /// A command has ended, and that is not written down.
+    BeforeEnded,
+    /// That is written down; whether the hub has heard it or not.
+    AfterEnded,
+}
+
+/// An agent's journal: what is in it survives the process.
+#[derive(Debug)]
+pub struct SimJournal {
+    /// Its name.
+    pub instance: InstanceId,
+    /// Everything that was ever written.
+    pub records: Vec<JournalRecord>,
+    /// How long writing takes.
+    pub delay: Duration,
+    /// It cannot be written as long as this is set.
+    pub fails: bool,
+    /// It does not answer as long as this is set.
+    pub hangs: bool,
+    /// Where the process dies next.
+    pub crash_at: Option<CrashPoint>,
+    writing: Option<(Duration, Vec<JournalRecord>)>,
+}
+
+impl SimJournal {
+    pub(crate) fn new(instance: InstanceId) -> Self {
+        Self {
+            instance,
+            records: Vec::new(),
+            delay: Duration::from_millis(2),
+            fails: false,
+            hangs: false,
+            crash_at: None,
+            writing: None,
+        }
+    }
+
+    pub(crate) fn recovered(&self) -> Recovered {
+        let attempts: Attempts = self.records.iter().collect();
+        Recovered { instance: self.instance, records: attempts.records() }
+    }
+
+    /// Whether the process dies here. Once.
+    fn dies(&mut self, at: CrashPoint) -> bool {
+        self.crash_at.take_if(|point| *point == at).is_some()
+    }
+}
+
+fn begins(records: &[JournalRecord]) -> bool {
+    records.iter().any(|record| matches!(record, JournalRecord::Begun(_)))
+}
+
+fn ends(records: &[JournalRecord]) -> bool {
+    records.iter().any(|record| matches!(record, JournalRecord::Ended(_)))
+}
+
 /// A process that runs programs for a hub.
 #[derive(Debug)]
 pub struct AgentNode {
@@ -36,6 +101,8 @@ pub struct AgentNode {
     pub setup: AgentSetup,
     /// `None` while it is crashed.
     pub core: Option<AgentCore>,
+    /// What survives it, if anything does.
+    pub journal: Option<SimJournal>,
     programs: BTreeMap<CommandId, Program>,
     /// How often each command was started, over all incarnations.
     pub starts: BTreeMap<CommandId, u32>,
@@ -94,10 +161,11 @@ fn script(text: &str) -> (VecDeque<Step>, bool) {
 }
 
 impl AgentNode {
-    pub(crate) fn new(setup: AgentSetup, core: AgentCore) -> Self {
+    pub(crate) fn new(setup: AgentSetup, core: AgentCore, journal: Option<SimJournal>) -> Self {
         Self {
             setup,
             core: Some(core),
+            journal,
             programs: BTreeMap::new(),
             starts: BTreeMap::new(),
             written: BTreeMap::new(),
@@ -113,6 +181,9 @@ impl AgentNode {
     pub(crate) fn crash(&mut self) {
         if self.core.take().is_some() {
             self.die();
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.writing = None;
         }
     }
 
@@ -130,21 +201,25 @@ impl AgentNode {
             Some(at) => at.min(program.until),
             None => program.until,
         });
-        programs.filter(|at| *at < Duration::MAX).min()
+        let journal = self.journal.as_ref().filter(|journal| !journal.hangs);
+        let journal = journal.and_then(|journal| Some(journal.writing.as_ref()?.0));
+        programs.filter(|at| *at < Duration::MAX).chain(journal).min()
     }
 
     /// Hears the core and lets programs go on. Returns whether anything
     /// happened.
     pub(crate) fn advance(&mut self, now: Now) -> bool {
-        let Some(core) = &mut self.core else { return false };
-        if core.connection().is_over() && !self.programs.is_empty() {
+        if self.core.as_ref().is_some_and(|core| core.connection().is_over())
+            && !self.programs.is_empty()
+        {
             // The hub does not want it back: what runs is dropped.
             self.die();
             return true;
         }
-        let Some(core) = &mut self.core else { return false };
-        let mut happened = false;
-        while let Some(output) = core.poll_output() {
+        let mut happened = self.go_on_writing(now);
+        while let Some(core) = &mut self.core
+            && let Some(output) = core.poll_output()
+        {
             happened = true;
             match output {
                 AgentOutput::Execute(id) => {
@@ -192,6 +267,7 @@ impl AgentNode {
                     }
                 }
                 AgentOutput::Report => {}
+                AgentOutput::Journal(records) => self.write(records, now),
             }
         }
         let ids: Vec<CommandId> = self.programs.keys().copied().collect();
@@ -199,6 +275,42 @@ impl AgentNode {
             happened |= self.go_on(id, now);
         }
         happened
+    }
+
+    /// The core wants something written down.
+    fn write(&mut self, records: Vec<JournalRecord>, now: Now) {
+        let Some(journal) = &mut self.journal else { panic!("it has a journal") };
+        assert!(journal.writing.is_none(), "one batch at a time");
+        let dies = (begins(&records) && journal.dies(CrashPoint::BeforeBegun))
+            || (ends(&records) && journal.dies(CrashPoint::BeforeEnded));
+        if dies {
+            self.crash();
+            return;
+        }
+        journal.writing = Some((now.monotonic + journal.delay, records));
+    }
+
+    fn go_on_writing(&mut self, now: Now) -> bool {
+        let (Some(core), Some(journal)) = (&mut self.core, &mut self.journal) else { return false };
+        let is_due = |(at, _): &mut (Duration, Vec<JournalRecord>)| *at <= now.monotonic;
+        if journal.hangs {
+            return false;
+        }
+        let Some((_, records)) = journal.writing.take_if(is_due) else { return false };
+        if journal.fails {
+            core.handle_journaled(Err("out of order"), now);
+            return true;
+        }
+        let (begins, ends) = (begins(&records), ends(&records));
+        journal.records.extend(records);
+        let dies = (begins && journal.dies(CrashPoint::AfterBegun))
+            || (ends && journal.dies(CrashPoint::AfterEnded));
+        if dies {
+            self.crash();
+        } else {
+            core.handle_journaled(Ok(()), now);
+        }
+        true
     }
 
     fn go_on(&mut self, id: CommandId, now: Now) -> bool {

@@ -10,7 +10,9 @@ use trunkline_client::core::dashboard::{DashboardCore, DashboardSetup, ReaderId,
 use trunkline_client::core::dialing::{ConnectionState, DialAction};
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
-use trunkline_protocol::ids::{CommandId, HubInstance, QueueEpoch, RequestId, TenantId};
+use trunkline_protocol::ids::{
+    CommandId, HubInstance, InstanceId, QueueEpoch, RequestId, TenantId,
+};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     CommandInterrupt, CommandRequest, CommandSpec, CommandState, CommandStatus, DashboardToHub,
@@ -22,7 +24,7 @@ use trunkline_server::core::{Core, Effect, LinkId, Setup};
 use trunkline_server::hooks::{QueueChange, QueueError};
 use trunkline_server::{AuthError, CommandQueue as _, Identity, MemoryQueue, Role};
 
-use crate::agent::AgentNode;
+use crate::agent::{AgentNode, SimJournal};
 use crate::cable::Cable;
 use crate::dashboard::DashboardNode;
 
@@ -228,10 +230,27 @@ impl World {
 
     /// The same, with changes to its setup.
     pub fn agent_with(&mut self, name: &str, change: impl FnOnce(&mut AgentSetup)) -> usize {
+        self.agent_of(name, None, change)
+    }
+
+    /// A new agent process with a journal; its number.
+    pub fn agent_with_journal(&mut self, name: &str) -> usize {
+        let journal = SimJournal::new(InstanceId::from_u128(self.rng.random()));
+        self.agent_of(name, Some(journal), |_| {})
+    }
+
+    /// A new agent process, perhaps with a journal, with changes to its setup.
+    pub fn agent_of(
+        &mut self,
+        name: &str,
+        journal: Option<SimJournal>,
+        change: impl FnOnce(&mut AgentSetup),
+    ) -> usize {
         let mut setup = AgentSetup::new(name.parse().expect("a name"));
         change(&mut setup);
+        setup.journal = journal.as_ref().map(SimJournal::recovered);
         let core = AgentCore::new(setup.clone(), self.rng.random(), self.now());
-        self.agents.push(AgentNode::new(setup, core));
+        self.agents.push(AgentNode::new(setup, core, journal));
         self.agents.len() - 1
     }
 
@@ -250,9 +269,11 @@ impl World {
         self.cut(peer);
     }
 
-    /// A new process takes the place of a crashed agent.
+    /// A new process takes the place of a crashed agent, and finds its journal
+    /// if it had one.
     pub fn restart_agent(&mut self, agent: usize) {
-        let setup = self.agents[agent].setup.clone();
+        let mut setup = self.agents[agent].setup.clone();
+        setup.journal = self.agents[agent].journal.as_ref().map(SimJournal::recovered);
         let core = AgentCore::new(setup, self.rng.random(), self.now());
         self.agents[agent].core = Some(core);
     }
@@ -751,8 +772,14 @@ impl World {
         for _ in 0..100_000 {
             let mut happened = false;
             let now = self.now();
-            for node in &mut self.agents {
-                happened |= node.advance(now);
+            for number in 0..self.agents.len() {
+                happened |= self.agents[number].advance(now);
+                let peer = Peer::Agent(number);
+                if self.agents[number].core.is_none() && !self.cables_of(peer).is_empty() {
+                    // It died at a point that its journal named.
+                    self.cut(peer);
+                    happened = true;
+                }
             }
             for node in &mut self.dashboards {
                 happened |= node.advance(&self.eras, self.now);

@@ -17,9 +17,10 @@ use trunkline_protocol::message::{AgentAbout, AgentReport, Secret};
 use trunkline_protocol::time::Now;
 
 use crate::connector::Connector;
-use crate::core::agent::{AgentCore, AgentOutput, AgentSetup};
+use crate::core::agent::{AgentCore, AgentOutput, AgentSetup, JournalRecord};
 use crate::core::dialing::{Backoff, ConnectionState, DialAction};
 use crate::handler::{CommandHandler, Execution, Output};
+use crate::journal::{Journal, JournalError};
 use crate::shell::{Driven, Shared, drive};
 use crate::tokens::{TokenSource, Tokens};
 use crate::transport::{UrlError, WebSocket};
@@ -44,6 +45,9 @@ pub(crate) struct Core {
     /// Commands that the runner is to begin.
     to_begin: VecDeque<CommandId>,
     begin: Arc<Notify>,
+    /// What is to be written to the journal next.
+    to_record: Option<Vec<JournalRecord>>,
+    record: Arc<Notify>,
     refresh: Arc<Notify>,
     report_asked: watch::Sender<u64>,
 }
@@ -120,6 +124,10 @@ impl Driven for Core {
                     }
                 }
                 AgentOutput::Report => self.report_asked.send_modify(|count| *count += 1),
+                AgentOutput::Journal(records) => {
+                    self.to_record = Some(records);
+                    self.record.notify_one();
+                }
             }
         }
         if self.agent.poll_refresh() {
@@ -184,6 +192,7 @@ pub struct AgentBuilder {
     setup: AgentSetup,
     connector: Arc<dyn Connector>,
     tokens: Tokens,
+    journal: Option<Arc<dyn Journal>>,
 }
 
 impl std::fmt::Debug for AgentBuilder {
@@ -249,6 +258,25 @@ impl AgentBuilder {
         self
     }
 
+    /// Keeps a journal, so that after a crash of this process the next one knows
+    /// what was begun: no attempt is started a second time, and a command whose
+    /// end was seen ends as it did. Without one, all that a process had begun is
+    /// `unknown` once it is gone.
+    ///
+    /// Each command then waits for the journal before it starts; one that cannot
+    /// be written down within ten seconds is `failed`.
+    ///
+    /// Dropping the future changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the journal cannot be read.
+    pub async fn journal(mut self, journal: impl Journal) -> Result<Self, JournalError> {
+        self.setup.journal = Some(journal.load().await?);
+        self.journal = Some(Arc::new(journal));
+        Ok(self)
+    }
+
     /// Starts the agent on the present runtime. It dials at once, and for
     /// ever.
     ///
@@ -259,6 +287,7 @@ impl AgentBuilder {
     pub fn connect(mut self, handler: impl CommandHandler) -> Agent {
         self.setup.can_renew_token = self.tokens.can_renew;
         let (begin, refresh) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let record = Arc::new(Notify::new());
         let (report_asked, reports) = watch::channel(0);
         let shared = Arc::new(Shared::new(
             |now| Core {
@@ -266,6 +295,8 @@ impl AgentBuilder {
                 running: HashMap::new(),
                 to_begin: VecDeque::new(),
                 begin: Arc::clone(&begin),
+                to_record: None,
+                record: Arc::clone(&record),
                 refresh: Arc::clone(&refresh),
                 report_asked,
             },
@@ -278,12 +309,14 @@ impl AgentBuilder {
         let renewing = self.tokens.renew(refresh, move |token| {
             renewed.with(|core, now| core.agent.refresh(token, now));
         });
+        let recording = keep_journal(Arc::clone(&shared), self.journal, record);
         let running = run_commands(Arc::clone(&shared), begin, Arc::new(handler));
         tokio::spawn(async move {
             let _done = done;
             tokio::select! {
                 () = driver => {}
                 () = renewing => {}
+                () = recording => {}
                 () = running => {}
             }
         });
@@ -332,7 +365,8 @@ impl Agent {
     /// When the name is not one.
     pub fn over(connector: impl Connector, name: &str) -> Result<AgentBuilder, SetupError> {
         let setup = AgentSetup::new(name.parse()?);
-        Ok(AgentBuilder { setup, connector: Arc::new(connector), tokens: Tokens::default() })
+        let connector = Arc::new(connector);
+        Ok(AgentBuilder { setup, connector, tokens: Tokens::default(), journal: None })
     }
 
     /// Who it is: the proposed name, or what the hub made of it.
@@ -387,6 +421,29 @@ impl Agent {
                 Close::new(CloseCode::GoingAway, "the runtime of the agent has ended")
             }
         }
+    }
+}
+
+/// Writes what the core wants written, one batch at a time.
+async fn keep_journal(
+    shared: Arc<Shared<Core>>,
+    journal: Option<Arc<dyn Journal>>,
+    record: Arc<Notify>,
+) {
+    let Some(journal) = journal else { return std::future::pending().await };
+    loop {
+        let more = record.notified();
+        while let Some(records) = shared.quietly(|core, _| core.to_record.take()) {
+            let result = journal.record(&records).await;
+            shared.with(|core, now| {
+                let result = match &result {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(error.0.as_str()),
+                };
+                core.agent.handle_journaled(result, now);
+            });
+        }
+        more.await;
     }
 }
 

@@ -36,7 +36,8 @@
 //! Both reconnect by themselves ([`Backoff`]), say how they are
 //! ([`ConnectionState`]), and resume by position: no byte is lost or doubled
 //! as long as the hub's log or the agent's tail holds it, and what is lost is
-//! named. What runs a command is your [`CommandHandler`], or [`Programs`]. The
+//! named. What runs a command is your [`CommandHandler`], or [`Programs`]; an
+//! agent that has a [`Journal`] runs no attempt twice, even when it crashes. The
 //! pure halves are in [`core`], for simulators and other runtimes.
 
 mod agent;
@@ -44,7 +45,10 @@ pub mod connector;
 pub mod core;
 mod dashboard;
 mod handler;
+pub mod journal;
 mod shell;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tokens;
 mod transport;
 
@@ -61,6 +65,7 @@ pub use dashboard::{
     TerminalOptions,
 };
 pub use handler::{CommandHandler, Execution, ExecutionEvent, Outcome, Output};
+pub use journal::{FileJournal, Journal};
 #[cfg(all(unix, feature = "programs"))]
 pub use programs::Programs;
 pub use tokens::TokenSource;

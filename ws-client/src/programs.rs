@@ -96,7 +96,10 @@ use crate::handler::{CommandHandler, Execution, Outcome};
 /// interrupt would kill. Nothing can do that when the agent itself is killed
 /// with `SIGKILL`: a program in a terminal then gets `SIGHUP` from the kernel,
 /// one with pipes finds its input ended and its output broken, and goes on
-/// for as long as it needs neither.
+/// for as long as it needs neither. So nobody can say how its command ended:
+/// it is `unknown`, also to an agent that keeps a
+/// [`Journal`](crate::Journal), which runs it again only as a new attempt,
+/// where that was asked for.
 ///
 /// # Needs
 ///

@@ -20,7 +20,9 @@ mod commands;
 mod execution;
 mod greeting;
 mod held;
+mod journal;
 mod output;
+mod recording;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -45,10 +47,16 @@ use trunkline_protocol::stream::Coalescing;
 use trunkline_protocol::time::Now;
 
 pub use self::execution::{ExecutionEvent, Outcome};
+pub use self::journal::{Attempts, JournalRecord, Recovered};
 
 use self::held::Held;
+use self::recording::Recording;
 use self::tail::Tail;
 use super::dialing::{Backoff, ConnectionState, DialAction, Dialing};
+
+/// Commands whose highest attempt is remembered after they are forgotten, by an
+/// agent and by its journal.
+pub const FENCES_MAX: usize = 4096;
 
 /// How much longer than its grace a handler has to end.
 const GRACE_MARGIN: Duration = Duration::from_secs(5);
@@ -83,6 +91,9 @@ pub struct AgentSetup {
     pub backoff: Backoff,
     /// Whether a refused token can be replaced.
     pub can_renew_token: bool,
+    /// What the journal remembers, if there is one. Nothing is then begun that
+    /// it does not know of, and its instance is the agent's.
+    pub journal: Option<Recovered>,
 }
 
 impl AgentSetup {
@@ -98,6 +109,7 @@ impl AgentSetup {
             grace: Duration::from_secs(5),
             backoff: Backoff::default(),
             can_renew_token: false,
+            journal: None,
         }
     }
 }
@@ -115,6 +127,9 @@ pub enum AgentOutput {
     Kill(CommandId),
     /// The hub wants a report.
     Report,
+    /// This is to be written to the journal, as a whole: see
+    /// [`AgentCore::handle_journaled`]. The next batch comes after the answer.
+    Journal(Vec<JournalRecord>),
 }
 
 #[derive(Debug)]
@@ -142,7 +157,7 @@ struct Up {
 /// The pure half of an agent.
 ///
 /// Methods are of four sorts. *Getters* change nothing. *Inputs* (`handle_*`)
-/// tell what happened on the link. *Commands* (`begin`, `write`, `ended`, …)
+/// tell what happened on the link, and to the journal. *Commands* (`begin`, `write`, `ended`, …)
 /// are what runs the commands and who owns the agent have to say. *Outputs*
 /// are taken after any of the latter two: [`poll_output`](Self::poll_output)
 /// until it is empty, [`poll_dial`](Self::poll_dial),
@@ -171,6 +186,8 @@ pub struct AgentCore {
     /// The highest attempt of commands given, the oldest forgotten first.
     fences: HashMap<CommandId, u32>,
     fence_order: VecDeque<CommandId>,
+    /// What is to be written down; `None` without a journal.
+    recording: Option<Recording>,
     /// The latest figures, and whether the hub has yet to hear them.
     report: Option<AgentReport>,
     report_unsaid: bool,
@@ -185,18 +202,19 @@ pub struct AgentCore {
 impl AgentCore {
     /// An agent that wants to dial at once. All its randomness comes from the
     /// seed.
-    pub fn new(setup: AgentSetup, seed: [u8; 32], now: Now) -> Self {
+    pub fn new(mut setup: AgentSetup, seed: [u8; 32], now: Now) -> Self {
         let mut rng = StdRng::from_seed(seed);
-        let instance = InstanceId::mint(now.wall_ms, rng.random());
+        let minted = InstanceId::mint(now.wall_ms, rng.random());
+        let journal = setup.journal.take();
         let dialing = Dialing::new(setup.backoff, setup.can_renew_token, rng.random());
         let limits = Limits::default();
         // The hub is the agent's own choice: its messages may be larger than
         // a stranger's.
         let rules = Rules { message_bytes_max: 4 << 20, ..Rules::from(&limits) };
-        Self {
+        let mut core = Self {
             me: setup.agent.clone(),
             setup,
-            instance,
+            instance: journal.as_ref().map_or(minted, |journal| journal.instance),
             rng,
             dialing,
             hangs_up: false,
@@ -209,13 +227,18 @@ impl AgentCore {
             turn: None,
             fences: HashMap::new(),
             fence_order: VecDeque::new(),
+            recording: journal.as_ref().map(|_| Recording::default()),
             report: None,
             report_unsaid: false,
             refresh_needed: false,
             forget_at: None,
             stopping: None,
             outputs: VecDeque::new(),
+        };
+        if let Some(journal) = journal {
+            core.recall(&journal.records);
         }
+        core
     }
 
     // ---- getters --------------------------------------------------------
@@ -225,7 +248,7 @@ impl AgentCore {
         &self.me
     }
 
-    /// This incarnation.
+    /// This incarnation; one that has the journal of another is still that one.
     pub fn instance(&self) -> InstanceId {
         self.instance
     }
@@ -387,6 +410,13 @@ impl AgentCore {
         self.consider_stopped(now);
     }
 
+    /// What [`AgentOutput::Journal`] asked for is done: all of it is written for
+    /// good, or, with a reason for people, perhaps none.
+    pub fn handle_journaled(&mut self, result: Result<(), &str>, now: Now) {
+        self.handle_recorded(result, now);
+        self.consider_stopped(now);
+    }
+
     /// A deadline has come.
     pub fn handle_timeout(&mut self, now: Now) {
         self.dialing.handle_timeout(now);
@@ -400,6 +430,9 @@ impl AgentCore {
             }
         }
         self.commands_timeout(now);
+        if let Some(recording) = &mut self.recording {
+            recording.handle_timeout(now.monotonic);
+        }
         if let Link::Up(up) = &mut self.link {
             match up.liveness.poll(now.monotonic) {
                 Due::Nothing => {}
@@ -427,9 +460,10 @@ impl AgentCore {
             let tail = held.tail.as_ref();
             let gathered = tail.filter(|_| is_up).and_then(Tail::send_deadline);
             let released = tail.and_then(|tail| tail.hold_deadline(hold));
-            [held.run_until, held.kill_at, gathered, released]
+            [held.run_until, held.kill_at, held.recorded_by(), gathered, released]
         });
-        let others = [self.dialing.deadline(), link, stopping, self.forget_at];
+        let journal = self.recording.as_ref().and_then(Recording::deadline);
+        let others = [self.dialing.deadline(), link, stopping, self.forget_at, journal];
         others.into_iter().chain(commands).flatten().min()
     }
 
@@ -447,7 +481,8 @@ impl AgentCore {
 
     /// The next thing to tell the shell.
     pub fn poll_output(&mut self) -> Option<AgentOutput> {
-        self.outputs.pop_front()
+        let journal = |core: &mut Self| core.recording.as_mut()?.poll().map(AgentOutput::Journal);
+        self.outputs.pop_front().or_else(|| journal(self))
     }
 
     /// The next frame for the link: control first, then how far input has
@@ -576,8 +611,9 @@ impl AgentCore {
         }
         let is_up = matches!(self.link, Link::Up(_));
         let is_sending = |held: &Held| held.tail.as_ref().is_some_and(Tail::is_sending);
-        let busy =
-            self.running().next().is_some() || (is_up && self.commands.values().any(is_sending));
+        let busy = self.running().next().is_some()
+            || (is_up && self.commands.values().any(is_sending))
+            || self.recording.as_ref().is_some_and(Recording::is_busy);
         if busy && now.monotonic < until {
             return;
         }

@@ -159,14 +159,13 @@ impl Tenant {
             let Some(attempt) = self.commands.get(&command).map(|known| known.attempt) else {
                 continue;
             };
-            // An earlier attempt that it still holds says nothing of this one.
+            // One that lists an earlier attempt has not got this one.
             let is_it = |one: &HeldCommand| one.command == command && one.attempt >= attempt;
             if !held.iter().any(is_it) {
                 self.handle_not_held(wires, command, instance);
             }
         }
-        let streams = held.iter().filter_map(|one| Some(one.stream?.stream)).collect();
-        self.name_what_is_lost(wires, id, &streams);
+        self.close_lost_streams(wires, id, held);
         self.resume_input(wires, id);
         self.publish_agent(wires, id);
         self.dispatch(wires, id);

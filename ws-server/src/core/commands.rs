@@ -125,6 +125,11 @@ impl Command {
         self.streams.last().map(|(_, stream)| *stream)
     }
 
+    /// The output of the latest attempt.
+    pub(super) fn current_stream(&self) -> Option<StreamId> {
+        self.streams.iter().rfind(|(attempt, _)| *attempt == self.attempt).map(|(_, id)| *id)
+    }
+
     /// The final length of its output, as soon as its end is known.
     pub(super) fn end(&self) -> Option<u64> {
         self.ending.as_ref().map(|ending| ending.end.end)
@@ -563,12 +568,11 @@ impl Tenant {
         if command.ending.is_some() || !command.status().may_become(status) {
             return;
         }
-        let log_end = || command.stream().and_then(|stream| self.streams.get(&stream));
-        let end = end.unwrap_or_else(|| CommandEnd {
-            // Nobody tells how long the output is: what is here is all of it.
-            end: log_end().map_or(0, |stream| stream.log.end()),
-            ..CommandEnd::default()
-        });
+        let log_end = || command.current_stream().and_then(|stream| self.streams.get(&stream));
+        let mut end = end.unwrap_or_default();
+        // Nobody may tell how long the output is, as one who only knows from a
+        // journal that it began: what is here is of it.
+        end.end = end.end.max(log_end().map_or(0, |stream| stream.log.end()));
         command.ending = Some(Ending { status, at_ms: wires.now.wall_ms, end });
         let agent = command.request.agent.clone();
         let queued = command.stage == Stage::Queued;
@@ -682,7 +686,8 @@ impl Tenant {
         let link = self.agents.get(agent).and_then(Agent::link);
         match told {
             Some(Stage::Dispatched | Stage::Running) if status.is_final() => {
-                self.end_command(wires, id, status, Some(end));
+                self.end_or_again(wires, id, status, Some(end));
+                self.dispatch(wires, agent);
             }
             // Already final, or an old attempt: the agent may forget it.
             Some(Stage::Final) | None => {
@@ -785,7 +790,7 @@ impl Tenant {
         self.send_interrupt_if_live(wires, id);
         if held.status.is_final() {
             let end = held.end.clone().unwrap_or_default();
-            self.end_command(wires, id, held.status, Some(end));
+            self.end_or_again(wires, id, held.status, Some(end));
         }
     }
 
@@ -871,17 +876,31 @@ impl Tenant {
                 }
             }
             Stage::Dispatched | Stage::Running => {
-                let again = command.request.retry
-                    && command.interrupt.is_none()
-                    && wires.now.monotonic < command.deliver_by;
-                if !again {
-                    self.end_command(wires, id, CommandStatus::Unknown, None);
-                } else if command.ending.is_none() {
-                    command.instance = None;
-                    self.requeue(wires, id);
-                }
+                self.end_or_again(wires, id, CommandStatus::Unknown, None);
             }
             Stage::Accepting | Stage::Queued | Stage::Leasing | Stage::Final => {}
+        }
+    }
+
+    /// An attempt is over: the command ends with it, unless nobody knows how
+    /// the attempt ended and it may run again.
+    fn end_or_again(
+        &mut self,
+        wires: &mut Wires,
+        id: CommandId,
+        status: CommandStatus,
+        end: Option<CommandEnd>,
+    ) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        let again = status == CommandStatus::Unknown
+            && command.request.retry
+            && command.interrupt.is_none()
+            && wires.now.monotonic < command.deliver_by;
+        if !again {
+            self.end_command(wires, id, status, end);
+        } else if command.ending.is_none() {
+            command.instance = None;
+            self.requeue(wires, id);
         }
     }
 

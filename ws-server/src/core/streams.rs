@@ -277,6 +277,34 @@ impl Tenant {
         }
     }
 
+    /// What an agent that returns does not list of the output of its ended
+    /// commands, it no longer has: nobody is to wait for it.
+    pub(super) fn close_lost_streams(
+        &mut self,
+        wires: &mut Wires,
+        id: &AgentId,
+        held: &[HeldCommand],
+    ) {
+        let Some(agent) = self.agents.get(id) else { return };
+        let listed: BTreeSet<StreamId> =
+            held.iter().filter_map(|held| held.stream).map(|listed| listed.stream).collect();
+        let commands = agent.held.iter().chain(&agent.finished);
+        let ended = commands.filter_map(|id| {
+            let command = self.commands.get(id)?;
+            Some((command.current_stream()?, command.end()?))
+        });
+        let lost: Vec<(StreamId, u64)> =
+            ended.filter(|(stream, _)| !listed.contains(stream)).collect();
+        for (id, end) in lost {
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            if stream.log.skip(end, GapReason::AgentLoss).is_some() {
+                stream.log.evict_to(wires.limits.log_bytes_per_stream);
+                stream.count(&mut wires.log_bytes);
+                self.wake_readers(wires, id);
+            }
+        }
+    }
+
     fn wake_readers(&mut self, wires: &mut Wires, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         for link in stream.waiting.drain(..) {
@@ -289,27 +317,6 @@ impl Tenant {
                 dashboard.turn.push_back(id);
                 wires.wake(link);
             }
-        }
-    }
-
-    /// Output of ended commands that an agent no longer has will not come.
-    pub(super) fn name_what_is_lost(
-        &mut self,
-        wires: &mut Wires,
-        agent: &AgentId,
-        listed: &BTreeSet<StreamId>,
-    ) {
-        for id in self.live_streams(agent) {
-            if listed.contains(&id) {
-                continue;
-            }
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
-            let Some(end) = self.commands.get(&stream.command).and_then(Command::end) else {
-                continue;
-            };
-            stream.log.skip(end, GapReason::AgentLoss);
-            stream.count(&mut wires.log_bytes);
-            self.wake_readers(wires, id);
         }
     }
 

@@ -15,10 +15,7 @@ use trunkline_protocol::time::Now;
 use super::execution::Outcome;
 use super::held::{Held, Stage};
 use super::tail::Tail;
-use super::{AgentCore, AgentOutput, GRACE_MARGIN, Link};
-
-/// Commands whose highest attempt is remembered after they are forgotten.
-const FENCES_MAX: usize = 4096;
+use super::{AgentCore, AgentOutput, FENCES_MAX, GRACE_MARGIN, JournalRecord, Link};
 
 /// Commands held at a time, the settled ones not counted: a hub that gives
 /// more is refused. What a greeting lists stays far below what a hub reads.
@@ -90,26 +87,25 @@ impl AgentCore {
             return;
         }
         self.waiting.push_back(command);
-        self.offer();
+        self.offer(now.monotonic);
     }
 
     /// Gives free slots to those who wait.
-    fn offer(&mut self) {
+    fn offer(&mut self, now: Duration) {
         let slots = self.setup.slots.max(1) as usize;
         let mut active = self.commands.values().filter(|held| held.is_active()).count();
         while active < slots
             && let Some(command) = self.waiting.pop_front()
         {
-            let Some(held) = self.commands.get_mut(&command) else { continue };
-            if held.stage == Stage::Waiting {
-                held.stage = Stage::Offered;
+            let held = self.commands.get(&command);
+            if held.is_some_and(|held| held.stage == Stage::Waiting) {
                 active += 1;
-                self.outputs.push_back(AgentOutput::Execute(command));
+                self.prepare(command, now);
             }
         }
     }
 
-    fn fence(&mut self, command: CommandId, attempt: u32) {
+    pub(super) fn fence(&mut self, command: CommandId, attempt: u32) {
         if self.fences.insert(command, attempt).is_none() {
             self.fence_order.push_back(command);
             if self.fence_order.len() > FENCES_MAX
@@ -132,15 +128,16 @@ impl AgentCore {
         if held.stage != Stage::Offered {
             return None;
         }
+        let spec = held.spec.clone()?;
         held.stage = Stage::Running;
         let mut tail = Tail::new(stream, self.setup.tail_bytes, self.setup.coalescing);
         if let Link::Up(up) = &self.link {
             tail.begin(up.limits.grant_bytes);
         }
         held.tail = Some(tail);
-        let run_for = held.spec.run_for_ms.map(Duration::from_millis);
+        let run_for = spec.run_for_ms.map(Duration::from_millis);
         held.run_until = run_for.map(|run_for| now.monotonic.saturating_add(run_for));
-        let (attempt, spec) = (held.attempt, held.spec.clone());
+        let attempt = held.attempt;
         self.streams.insert(stream, command);
         self.say(AgentToHub::Started(CommandStarted { command, attempt, stream }));
         Some((attempt, spec))
@@ -186,7 +183,7 @@ impl AgentCore {
         let grace = grace.unwrap_or(self.setup.grace);
         let Some(held) = self.commands.get_mut(&command) else { return };
         match held.stage {
-            Stage::Waiting | Stage::Offered => {
+            Stage::Waiting | Stage::Recording { .. } | Stage::Offered => {
                 // Not begun, and now never will be.
                 self.end(command, CommandStatus::Interrupted, CommandEnd::default(), now);
             }
@@ -223,6 +220,7 @@ impl AgentCore {
     /// asked to is dropped, what was held is let go.
     pub(super) fn commands_timeout(&mut self, now: Now) {
         let mut late = Vec::new();
+        let mut unrecorded = Vec::new();
         let mut killed = Vec::new();
         let hold = self.setup.tail_hold;
         for (command, held) in &mut self.commands {
@@ -231,6 +229,9 @@ impl AgentCore {
                 // Whoever asked first is why it ends.
                 held.timed_out = held.kill_at.is_none();
                 late.push(*command);
+            }
+            if held.recorded_by().is_some_and(|until| until <= now.monotonic) {
+                unrecorded.push(*command);
             }
             if held.kill_at.is_some_and(|at| at <= now.monotonic) {
                 killed.push(*command);
@@ -241,6 +242,9 @@ impl AgentCore {
         }
         for command in late {
             self.interrupt(command, None, now);
+        }
+        for command in unrecorded {
+            self.fail_unrecorded(command, "it does not answer", now);
         }
         for command in killed {
             self.kill(command, now);
@@ -286,7 +290,13 @@ impl AgentCore {
         self.end(command, CommandStatus::Unknown, with_error(why), now);
     }
 
-    fn end(&mut self, command: CommandId, status: CommandStatus, mut end: CommandEnd, now: Now) {
+    pub(super) fn end(
+        &mut self,
+        command: CommandId,
+        status: CommandStatus,
+        mut end: CommandEnd,
+        now: Now,
+    ) {
         let held = self.commands.get_mut(&command).filter(|held| !held.is_ended());
         let Some(held) = held else { return };
         if let Some(tail) = &mut held.tail {
@@ -297,13 +307,14 @@ impl AgentCore {
         held.drop_events();
         held.stage = Stage::Ended { status, end: end.clone(), settled: None };
         let (attempt, successor) = (held.attempt, held.successor.take());
+        self.record_end(CommandAccepted { command, attempt }, status, &end);
         self.say(complete(command, attempt, status, end));
         if let Some((attempt, spec)) = successor {
             self.remove(command);
             self.hold(command, attempt, spec, now);
         }
         self.forget(now.monotonic);
-        self.offer();
+        self.offer(now.monotonic);
     }
 
     // ---- settled, forgotten ---------------------------------------------
@@ -314,7 +325,10 @@ impl AgentCore {
             && held.attempt == attempt
             && let Stage::Ended { settled, .. } = &mut held.stage
         {
-            settled.get_or_insert(now.monotonic);
+            let is_news = settled.replace(settled.unwrap_or(now.monotonic)).is_none();
+            if is_news {
+                self.record_settled(command);
+            }
             self.forget(now.monotonic);
         }
     }
@@ -375,7 +389,22 @@ impl AgentCore {
         }
     }
 
+    /// Nobody needs to know any more how it ended.
+    fn record_settled(&mut self, command: CommandId) {
+        let Some(held) = self.commands.get(&command).filter(|held| held.is_recorded) else {
+            return;
+        };
+        if let Some(recording) = &mut self.recording {
+            let attempt = held.attempt;
+            recording.push(JournalRecord::Settled(CommandSettled { command, attempt }));
+        }
+    }
+
     fn remove(&mut self, command: CommandId) {
+        if self.commands.get(&command).is_some_and(|held| held.settled().is_none()) {
+            // A later attempt takes its place.
+            self.record_settled(command);
+        }
         if let Some(tail) = self.commands.remove(&command).and_then(|held| held.tail) {
             self.streams.remove(&tail.stream());
         }
@@ -409,6 +438,6 @@ fn interrupting(command: CommandId, attempt: u32, stage: InterruptStage) -> Agen
     AgentToHub::Interrupting(CommandInterrupting { command, attempt, stage })
 }
 
-fn with_error(error: &str) -> CommandEnd {
+pub(super) fn with_error(error: &str) -> CommandEnd {
     CommandEnd { error: Some(error.chars().take(1024).collect()), ..CommandEnd::default() }
 }

@@ -43,7 +43,9 @@ pub(super) fn list<'a>(
         list.add(held.listed(*id));
     }
     for (id, held) in &held {
-        list.describe(*id, &held.spec);
+        if let Some(spec) = &held.spec {
+            list.describe(*id, spec);
+        }
     }
     list.commands
 }
@@ -85,7 +87,7 @@ impl List {
 
 fn rank(held: &Held) -> u8 {
     match &held.stage {
-        Stage::Waiting | Stage::Offered | Stage::Running => 0,
+        Stage::Waiting | Stage::Recording { .. } | Stage::Offered | Stage::Running => 0,
         Stage::Ended { settled: None, .. } => 1,
         Stage::Ended { settled: Some(_), .. } => 2,
     }

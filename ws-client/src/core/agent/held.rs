@@ -2,11 +2,14 @@
 //! forgotten.
 //!
 //! ```text
-//!              a slot is free         begin              ended, or killed
-//!   Waiting ───────────────► Offered ───────► Running ──────────────────► Ended
-//!      │                        │                                          ▲
-//!      └────── interrupted ─────┴──────────────────────────────────────────┘
+//!           a slot is free           recorded          begin          ended, or killed
+//!   Waiting ──────────────► Recording ──────► Offered ───────► Running ─────────────► Ended
+//!      │                        │                │                                      ▲
+//!      └────── interrupted ─────┴────────────────┴──────────────────────────────────────┘
 //! ```
+//!
+//! Without a journal nothing is recorded, and `Recording` is passed over. What
+//! a journal tells of an earlier process is `Ended` from the start.
 //!
 //! An ended command is listed to every hub until it is settled, and its
 //! output is kept some time longer, for a hub that loses its memory.
@@ -18,7 +21,7 @@ use bytes::BytesMut;
 use trunkline_protocol::ids::{CommandId, DashboardId};
 use trunkline_protocol::message::{
     AgentToHub, CommandAccepted, CommandComplete, CommandEnd, CommandInterrupting, CommandSpec,
-    CommandStarted, CommandStatus, HeldCommand, InterruptStage, TerminalSize,
+    CommandStarted, CommandStatus, HeldCommand, InterruptStage, Run, TerminalSize,
 };
 
 use super::execution::ExecutionEvent;
@@ -39,7 +42,8 @@ const WRITERS_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) attempt: u32,
-    pub(super) spec: CommandSpec,
+    /// `None` of one that only the journal remembers.
+    pub(super) spec: Option<CommandSpec>,
     pub(super) stage: Stage,
     pub(super) tail: Option<Tail>,
     /// Events that wait for the handler, an interrupt ahead of all.
@@ -56,6 +60,8 @@ pub(super) struct Held {
     pub(super) signalled: bool,
     /// What the greeting of this link told of it.
     told: Told,
+    /// The journal knows that it was begun, or may.
+    pub(super) is_recorded: bool,
     /// A later attempt, which begins when this one has ended.
     pub(super) successor: Option<(u32, CommandSpec)>,
 }
@@ -64,6 +70,10 @@ pub(super) struct Held {
 pub(super) enum Stage {
     /// There is no slot for it yet.
     Waiting,
+    /// It has one, and is being written down: until then at the latest.
+    Recording {
+        until: Duration,
+    },
     /// The shell was told to begin it.
     Offered,
     Running,
@@ -117,7 +127,7 @@ impl Held {
     pub(super) fn new(attempt: u32, spec: CommandSpec) -> Self {
         Self {
             attempt,
-            spec,
+            spec: Some(spec),
             stage: Stage::Waiting,
             tail: None,
             interrupt: None,
@@ -130,8 +140,18 @@ impl Held {
             kill_at: None,
             signalled: false,
             told: Told::default(),
+            is_recorded: false,
             successor: None,
         }
+    }
+
+    /// One that an earlier process began, as the journal tells how it ended.
+    pub(super) fn recalled(attempt: u32, status: CommandStatus, end: CommandEnd) -> Self {
+        let mut held = Self::new(attempt, CommandSpec::from(Run::Text(String::new())));
+        held.spec = None;
+        held.is_recorded = true;
+        held.stage = Stage::Ended { status, end, settled: None };
+        held
     }
 
     pub(super) fn is_ended(&self) -> bool {
@@ -140,13 +160,21 @@ impl Held {
 
     /// Whether it takes a slot.
     pub(super) fn is_active(&self) -> bool {
-        matches!(self.stage, Stage::Offered | Stage::Running)
+        matches!(self.stage, Stage::Recording { .. } | Stage::Offered | Stage::Running)
     }
 
     pub(super) fn settled(&self) -> Option<Duration> {
         match self.stage {
             Stage::Ended { settled, .. } => settled,
-            Stage::Waiting | Stage::Offered | Stage::Running => None,
+            Stage::Waiting | Stage::Recording { .. } | Stage::Offered | Stage::Running => None,
+        }
+    }
+
+    /// When it is given up if it is not written down by then.
+    pub(super) fn recorded_by(&self) -> Option<Duration> {
+        match self.stage {
+            Stage::Recording { until } => Some(until),
+            Stage::Waiting | Stage::Offered | Stage::Running | Stage::Ended { .. } => None,
         }
     }
 
@@ -240,7 +268,9 @@ impl Held {
     /// As the greeting lists it.
     pub(super) fn listed(&self, command: CommandId) -> HeldCommand {
         let (status, end) = match &self.stage {
-            Stage::Waiting | Stage::Offered => (CommandStatus::Dispatched, None),
+            Stage::Waiting | Stage::Recording { .. } | Stage::Offered => {
+                (CommandStatus::Dispatched, None)
+            }
             Stage::Running => (CommandStatus::Running, None),
             Stage::Ended { status, end, .. } => (*status, Some(end.clone())),
         };

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use trunkline_protocol::codec::binary::{OUTPUT_HEADER_BYTES, parse_output};
 use trunkline_protocol::ids::{DashboardId, HubInstance, QueueEpoch};
 use trunkline_protocol::message::{
-    AgentControl, CommandAccepted, CommandComplete, CommandExecute, CommandInterrupt,
+    AgentControl, CommandAccepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt,
     CommandInterrupting, CommandSettled, CommandStarted, CommandStatus, GapReason, Greeting,
     Heartbeat, HeldCommand, InterruptStage, RefreshNeeded, Run, TerminalGap, TerminalInput,
     TerminalInputTaken, TerminalResize, TerminalSize, TerminalTaken,
@@ -802,6 +802,235 @@ proptest! {
     }
 }
 
+// ---- the journal ------------------------------------------------------------
+
+#[test]
+fn nothing_begins_before_it_is_written_down() {
+    let (mut agent, hub) = journaled(&[]);
+    assert_eq!(agent.core.instance(), InstanceId::from_u128(9), "the journal's");
+    hub.execute(&mut agent, id(1), 1, |_| {});
+    assert_eq!(agent.next_batch(), [begun(1, 1)]);
+    hub.execute(&mut agent, id(2), 1, |_| {});
+    assert_eq!(agent.begin(id(1)), None);
+    agent.recorded(Ok(()));
+    assert_eq!(agent.begin(id(1)), Some(1));
+    assert_eq!(agent.begin(id(2)), None);
+    assert_eq!(agent.next_batch(), [begun(2, 1)]);
+    agent.end(id(1), Outcome::Exited(3));
+    hub.execute(&mut agent, id(3), 1, |_| {});
+    agent.recorded(Ok(()));
+    assert_eq!(agent.begin(id(2)), Some(1));
+    let records = agent.next_batch();
+    assert_eq!((records.len(), &records[1]), (2, &begun(3, 1)), "what gathered goes at once");
+    agent.recorded(Ok(()));
+    assert_eq!(agent.begin(id(3)), Some(1));
+    hub.settle(&mut agent, id(1));
+    hub.settle(&mut agent, id(1));
+    assert_eq!(agent.next_batch(), [settled(1, 1)], "once");
+}
+
+#[test]
+fn how_a_command_ended_is_said_without_waiting_for_the_journal() {
+    let (mut agent, mut hub) = journaled(&[]);
+    hub.execute(&mut agent, id(1), 1, |_| {});
+    agent.next_batch();
+    agent.recorded(Ok(()));
+    agent.begin(id(1)).unwrap();
+    agent.type_out(id(1), 1_000);
+    agent.end(id(1), Outcome::Exited(3));
+    let heard = agent.talk(&mut hub);
+    let said = ending(&heard, id(1));
+    assert_eq!(agent.next_batch(), [JournalRecord::Ended(said)]);
+}
+
+#[test]
+fn a_command_that_cannot_be_written_down_is_not_started() {
+    let (mut agent, mut hub) = journaled(&[]);
+    hub.execute(&mut agent, id(1), 1, |_| {});
+    agent.next_batch();
+    agent.recorded(Err("the disk is full"));
+    assert_eq!(agent.begin(id(1)), None);
+    let heard = agent.talk(&mut hub);
+    let end = ending(&heard, id(1));
+    assert_eq!(end.status, CommandStatus::Failed);
+    let why = "not started: the agent's journal could not be written: the disk is full";
+    assert_eq!(end.end.error.as_deref(), Some(why));
+    assert_eq!(agent.next_batch(), [], "there is nothing to say of it");
+    hub.settle(&mut agent, id(1));
+    assert_eq!(agent.next_batch(), []);
+    // The next one finds out for itself.
+    hub.execute(&mut agent, id(2), 1, |_| {});
+    assert_eq!(agent.next_batch(), [begun(2, 1)]);
+    agent.recorded(Ok(()));
+    assert_eq!(agent.begin(id(2)), Some(1));
+}
+
+#[test]
+fn a_journal_that_does_not_answer_holds_nobody_for_ever() {
+    let (mut agent, mut hub) = journaled(&[]);
+    hub.execute(&mut agent, id(1), 1, |_| {});
+    assert_eq!(agent.next_batch(), [begun(1, 1)]);
+    agent.wait_linked(&hub, 9_999);
+    assert_eq!(agent.talk(&mut hub).iter().find(|w| matches!(w, AgentToHub::Complete(_))), None);
+    hub.execute(&mut agent, id(2), 1, |_| {});
+    agent.wait(1);
+    let heard = agent.talk(&mut hub);
+    assert_eq!(ending(&heard, id(1)).status, CommandStatus::Failed);
+    for number in 3..100 {
+        hub.execute(&mut agent, id(number), 1, |_| {});
+        agent.wait_linked(&hub, 10_000);
+        hub.settle(&mut agent, id(number));
+        agent.talk(&mut hub);
+    }
+    // Late, and too late: nothing starts, and what may be taken for begun ends.
+    agent.recorded(Ok(()));
+    assert_eq!((agent.begin(id(1)), agent.begin(id(2))), (None, None));
+    let records = agent.next_batch();
+    let [JournalRecord::Ended(ended)] = &records[..] else { panic!("{records:?}") };
+    assert_eq!((ended.command, ended.status), (id(1), CommandStatus::Failed));
+}
+
+#[test]
+fn an_interrupt_finds_a_command_that_is_being_written_down() {
+    let (mut agent, mut hub) = journaled(&[]);
+    hub.execute(&mut agent, id(1), 1, |_| {});
+    assert_eq!(agent.next_batch(), [begun(1, 1)]);
+    hub.execute(&mut agent, id(2), 1, |_| {});
+    for number in [1, 2] {
+        hub.interrupt(&mut agent, id(number), None);
+        let heard = agent.talk(&mut hub);
+        assert_eq!(ending(&heard, id(number)).status, CommandStatus::Interrupted);
+    }
+    agent.recorded(Ok(()));
+    assert_eq!((agent.begin(id(1)), agent.begin(id(2))), (None, None));
+    let records = agent.next_batch();
+    let [JournalRecord::Ended(ended)] = &records[..] else { panic!("{records:?}") };
+    assert_eq!((ended.command, ended.status), (id(1), CommandStatus::Interrupted));
+}
+
+#[test]
+fn a_later_attempt_takes_the_place_of_one_that_is_being_written_down() {
+    let (mut agent, hub) = journaled(&[]);
+    hub.execute(&mut agent, id(1), 1, |_| {});
+    assert_eq!(agent.next_batch(), [begun(1, 1)]);
+    hub.execute(&mut agent, id(1), 2, |_| {});
+    agent.recorded(Ok(()));
+    assert_eq!(agent.begin(id(1)), None);
+    let attempts: Attempts = [begun(1, 1)].iter().chain(&agent.next_batch()).collect();
+    assert_eq!(attempts.records(), [begun(1, 2)]);
+    agent.recorded(Ok(()));
+    assert_eq!(agent.begin(id(1)), Some(2));
+}
+
+#[test]
+fn an_agent_that_stops_writes_to_the_end() {
+    let (mut agent, mut hub) = journaled(&[]);
+    hub.execute(&mut agent, id(1), 1, |_| {});
+    agent.next_batch();
+    agent.recorded(Ok(()));
+    agent.begin(id(1)).unwrap();
+    hub.execute(&mut agent, id(2), 1, |_| {});
+    assert_eq!(agent.next_batch(), [begun(2, 1)]);
+    agent.core.stop(agent.now());
+    agent.end(id(1), Outcome::Exited(0));
+    agent.talk(&mut hub);
+    assert!(!agent.core.connection().is_over());
+    agent.recorded(Ok(()));
+    assert_eq!(agent.next_batch().len(), 2, "both have ended");
+    assert!(!agent.core.connection().is_over());
+    agent.recorded(Ok(()));
+    assert!(agent.core.connection().is_over());
+    assert_eq!(agent.begin(id(2)), None);
+}
+
+#[test]
+fn a_journal_that_failed_gets_what_it_missed() {
+    let (mut agent, hub) = journaled(&[]);
+    hub.execute(&mut agent, id(1), 1, |_| {});
+    agent.next_batch();
+    agent.recorded(Ok(()));
+    agent.begin(id(1)).unwrap();
+    agent.end(id(1), Outcome::Exited(0));
+    let ended = agent.next_batch();
+    agent.recorded(Err("out of order"));
+    assert_eq!(agent.next_batch(), []);
+    hub.settle(&mut agent, id(1));
+    agent.wait(999);
+    assert_eq!(agent.next_batch(), []);
+    agent.wait(1);
+    assert_eq!(agent.next_batch(), [&ended[..], &[settled(1, 1)]].concat());
+    // A command that is to begin does not wait for that.
+    agent.recorded(Err("out of order"));
+    hub.execute(&mut agent, id(2), 1, |_| {});
+    assert_eq!(agent.next_batch(), [&ended[..], &[settled(1, 1), begun(2, 1)]].concat());
+    agent.recorded(Ok(()));
+    assert_eq!(agent.begin(id(2)), Some(1));
+}
+
+#[test]
+fn what_an_earlier_process_began_is_listed_and_never_begun_again() {
+    let end = CommandEnd { exit_code: Some(3), end: 500, ..CommandEnd::default() };
+    let ended = JournalRecord::Ended(CommandComplete {
+        command: id(2),
+        attempt: 2,
+        status: CommandStatus::Completed,
+        end: end.clone(),
+    });
+    let records =
+        [begun(1, 1), begun(2, 2), ended, begun(3, 1), settled(3, 1), begun(4, 1), settled(5, 7)];
+    let mut agent = Agent::new(|setup| setup.journal = Some(recovered(&records)));
+    let mut hub = Hub::default();
+    let greeting = agent.connect(&mut hub);
+    assert_eq!(greeting.instance, InstanceId::from_u128(9));
+    let listed: Vec<_> =
+        greeting.commands.iter().map(|held| (held.command, held.attempt, held.status)).collect();
+    let unknown = CommandStatus::Unknown;
+    let completed = CommandStatus::Completed;
+    assert_eq!(listed, [(id(1), 1, unknown), (id(2), 2, completed), (id(4), 1, unknown)]);
+    assert_eq!(greeting.commands[1].end.as_ref(), Some(&end));
+    assert!(greeting.commands.iter().all(|held| held.stream.is_none() && held.spec.is_none()));
+
+    for (number, attempt, status) in
+        [(1, 1, unknown), (2, 2, completed), (3, 1, unknown), (5, 7, unknown)]
+    {
+        hub.execute(&mut agent, id(number), attempt, |_| {});
+        assert_eq!(agent.next_batch(), [], "{number}");
+        let heard = agent.talk(&mut hub);
+        assert_eq!((ending(&heard, id(number)).status, number), (status, number));
+    }
+    for attempt in 1..7 {
+        hub.execute(&mut agent, id(5), attempt, |_| {});
+    }
+    assert_eq!(agent.next_batch(), []);
+    hub.execute(&mut agent, id(1), 2, |_| {});
+    let attempts: Attempts = records.iter().chain(&agent.next_batch()).collect();
+    assert!(attempts.records().contains(&begun(1, 2)));
+    agent.recorded(Ok(()));
+    assert_eq!(agent.begin(id(1)), Some(2));
+    hub.settle_attempt(&mut agent, id(2), 2);
+    assert_eq!(agent.next_batch(), [settled(2, 2)]);
+}
+
+fn recovered(records: &[JournalRecord]) -> Recovered {
+    Recovered { instance: InstanceId::from_u128(9), records: records.to_vec() }
+}
+
+fn begun(command: u128, attempt: u32) -> JournalRecord {
+    JournalRecord::Begun(CommandAccepted { command: id(command), attempt })
+}
+
+fn settled(command: u128, attempt: u32) -> JournalRecord {
+    JournalRecord::Settled(CommandSettled { command: id(command), attempt })
+}
+
+/// A connected agent with a journal, and ten slots.
+fn journaled(records: &[JournalRecord]) -> (Agent, Hub) {
+    connected_as(|setup| {
+        setup.slots = 10;
+        setup.journal = Some(recovered(records));
+    })
+}
+
 // ---- below the stories ----------------------------------------------------
 
 fn id(number: u128) -> CommandId {
@@ -891,12 +1120,38 @@ impl Agent {
         panic!("a deadline that is due and stays: {:?} at {:?}", self.core.deadline(), self.time);
     }
 
+    /// Lets time pass on a link that is never silent.
+    fn wait_linked(&mut self, hub: &Hub, ms: u64) {
+        for _ in 0..ms / 1_000 {
+            self.wait(1_000);
+            hub.say(self, HubToAgent::Ping(HeartbeatBeat { n: 1 }));
+        }
+        self.wait(ms % 1_000);
+    }
+
     /// Whether the core has said this since it was last asked.
     fn heard(&mut self, output: &AgentOutput) -> bool {
         self.outputs.extend(std::iter::from_fn(|| self.core.poll_output()));
         let before = self.outputs.len();
         self.outputs.retain(|heard| heard != output);
         self.outputs.len() < before
+    }
+
+    // ---- the journal
+
+    /// What the journal is to write now.
+    fn next_batch(&mut self) -> Vec<JournalRecord> {
+        self.outputs.extend(std::iter::from_fn(|| self.core.poll_output()));
+        let is_journal = |output: &AgentOutput| matches!(output, AgentOutput::Journal(_));
+        let at = self.outputs.iter().position(is_journal);
+        match at.map(|at| self.outputs.remove(at)) {
+            Some(AgentOutput::Journal(records)) => records,
+            _ => Vec::new(),
+        }
+    }
+
+    fn recorded(&mut self, result: Result<(), &str>) {
+        self.core.handle_journaled(result, self.now());
     }
 
     // ---- programs

@@ -814,9 +814,20 @@ impl Reader {
             self.last = Some(Arc::clone(state));
         }
         let Some(stream) = state.stream else {
-            // It never started: there is nothing to read.
+            // It never started, or nobody is left who knows its output: there is
+            // nothing more to read.
+            let is_open = |(id, position): (&StreamId, &Position)| {
+                let of_it = (position.command, position.attempt) == (state.command, state.attempt);
+                (of_it && !position.is_over).then_some(*id)
+            };
+            let open: Vec<StreamId> = self.streams.iter().filter_map(is_open).collect();
+            let mut is_news = is_target;
+            for stream in open {
+                self.end_without_rest(stream, state);
+                is_news = true;
+            }
             self.is_over = is_target;
-            return is_target;
+            return is_news;
         };
         if let Some(position) = self.streams.get_mut(&stream) {
             if !position.is_over {
@@ -856,6 +867,12 @@ impl Reader {
             self.make_room();
             self.begin(stream, state.command, state.attempt, 0, end);
         }
+        self.end_without_rest(stream, state);
+    }
+
+    /// Ends a stream of which nothing more will come.
+    fn end_without_rest(&mut self, stream: StreamId, state: &Arc<CommandState>) {
+        let end = state.end.as_ref().map_or(0, |end| end.end);
         if let Some(position) = self.streams.get_mut(&stream) {
             let from = position.view.position();
             if from < end {

@@ -321,6 +321,26 @@ fn a_command_that_never_started_has_nothing_to_read() {
 }
 
 #[test]
+fn what_was_being_read_ends_with_a_gap_where_nobody_knows_it_any_more() {
+    let mut w = World::up();
+    let reader = w.read(C);
+    w.open(S1, 0, 0);
+    w.output(S1, 0, "some");
+    w.take(reader);
+    // A hub that was started again, and an agent that was, too.
+    let mut gone = ended(C, S1, "some of it");
+    gone.stream = None;
+    w.list_command(&gone);
+    let events = w.take(reader);
+    let [TerminalEvent::Gap { gap, .. }, TerminalEvent::Ended { audit, .. }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!((gap.from, gap.to, &gap.reason), (4, 10, &GapReason::HubLoss));
+    assert_eq!(*audit, Audit::NotChecked);
+    assert_eq!(w.core.take(reader), Next::Over);
+}
+
+#[test]
 fn a_program_that_wrote_nothing_still_ends() {
     let mut w = World::up();
     let reader = w.read(C);
