@@ -21,7 +21,7 @@ pub struct Lane {
     /// What is sent is lost, and nobody is told.
     pub dead: bool,
     pub(crate) latency: Duration,
-    bytes_per_second: Option<u64>,
+    pub(crate) bytes_per_second: Option<u64>,
     free_at: Duration,
 }
 

@@ -96,12 +96,6 @@ impl DashboardNode {
                     let era = era_of(core);
                     note(&mut self.finals, &mut self.attempts, state, era, now);
                 }
-                Output::Event(DashboardEvent::Roster(RosterEvent::Replaced)) => {
-                    let era = era_of(core);
-                    for state in core.roster().commands() {
-                        note(&mut self.finals, &mut self.attempts, state, era, now);
-                    }
-                }
                 Output::Event(_)
                 | Output::Answered { .. }
                 | Output::Readable(_)
@@ -119,6 +113,13 @@ impl DashboardNode {
                 | Output::InputMoved(_)
                 | Output::RefreshNeeded
                 | Output::Event(_) => {}
+            }
+        }
+        if happened {
+            // What was told above may be older than a list that came with it.
+            let era = era_of(core);
+            for state in core.roster().commands() {
+                note(&mut self.finals, &mut self.attempts, state, era, now);
             }
         }
         if self.asleep {

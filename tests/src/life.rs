@@ -565,8 +565,8 @@ impl Life {
             let is_known = *status != CommandStatus::Unknown && !was_lost;
             assert!(late.is_none() || !is_known, "{id} began after it was {status}: {late:?}");
         }
-        if let Some(state) = &state {
-            self.judge_end(n, state);
+        if let Some(state) = state.filter(|_| !asked_anew) {
+            self.judge_end(n, &state);
         }
     }
 

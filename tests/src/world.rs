@@ -388,6 +388,8 @@ impl World {
         for cable in self.cables.values_mut() {
             cable.up.stalled = false;
             cable.down.stalled = false;
+            cable.up.bytes_per_second = None;
+            cable.down.bytes_per_second = None;
         }
         for dashboard in &mut self.dashboards {
             dashboard.asleep = false;
@@ -858,7 +860,11 @@ impl World {
             QueueChange::Accepted(_) => {
                 self.accepted.insert(command, self.now);
             }
-            QueueChange::Leased { .. } => {
+            QueueChange::Leased { attempt, .. } => {
+                let key = (command, *attempt);
+                if self.agents.iter().any(|node| node.began.contains_key(&key)) {
+                    return; // its agent claims it
+                }
                 let stored = self.queue.stored();
                 let Some(leased) = stored.iter().find(|s| s.request.command == command) else {
                     return;

@@ -146,7 +146,10 @@ impl Core {
         match &event {
             DashboardEvent::Roster(RosterEvent::Command(state)) => {
                 if let Some(stages) = self.stages.get(&state.command) {
-                    stages.send_replace(Stage::Listed(Arc::clone(state)));
+                    // The newest there is: a list that was told of before this
+                    // event may have had it already.
+                    let newest = self.pure.roster().command(state.command).unwrap_or(state);
+                    stages.send_replace(Stage::Listed(Arc::clone(newest)));
                 }
             }
             DashboardEvent::Roster(RosterEvent::Replaced) => {

@@ -121,12 +121,8 @@ impl Command {
         self.stage == Stage::Final
     }
 
-    pub(super) fn stream(&self) -> Option<StreamId> {
-        self.streams.last().map(|(_, stream)| *stream)
-    }
-
     /// The output of the latest attempt.
-    pub(super) fn current_stream(&self) -> Option<StreamId> {
+    pub(super) fn stream(&self) -> Option<StreamId> {
         self.streams.iter().rfind(|(attempt, _)| *attempt == self.attempt).map(|(_, id)| *id)
     }
 
@@ -568,7 +564,7 @@ impl Tenant {
         if command.ending.is_some() || !command.status().may_become(status) {
             return;
         }
-        let log_end = || command.current_stream().and_then(|stream| self.streams.get(&stream));
+        let log_end = || command.stream().and_then(|stream| self.streams.get(&stream));
         let mut end = end.unwrap_or_default();
         // Nobody may tell how long the output is, as one who only knows from a
         // journal that it began: what is here is of it.
@@ -747,6 +743,23 @@ impl Tenant {
             self.take_stream(wires, link, agent, held);
             return;
         }
+        if command.ending.is_some() {
+            // It ended here without the agent, or is about to, as soon as that
+            // is stored; it must end there too.
+            let is_final = command.is_final();
+            if !held.status.is_final() {
+                let attempt = Some(held.attempt);
+                let stop = CommandInterrupt { command: id, attempt, grace_ms: None };
+                wires.send(link, HubToAgent::Interrupt(stop));
+            }
+            if is_final {
+                let settled = CommandSettled { command: id, attempt: held.attempt };
+                wires.send(link, HubToAgent::Settled(settled));
+            }
+            self.publish_command(wires, id);
+            self.take_stream(wires, link, agent, held);
+            return;
+        }
         match command.stage {
             // This hub only knew it as waiting: it forgot that it had leased
             // it, and somebody asked again.
@@ -755,27 +768,25 @@ impl Tenant {
                 command.stage = Stage::Dispatched;
                 command.attempt = held.attempt;
                 command.instance = Some(instance);
+                command.storing = Some(Storing::Adopt);
                 wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
                 if let Some(agent) = self.agents.get_mut(agent) {
                     agent.queue.remove(&key);
                     agent.held.insert(id);
                 }
+                // A hub that is started again must not think that it waits.
+                let (tenant, attempt) = (self.id.clone(), held.attempt);
+                let leased = QueueChange::Leased { tenant, command: id, attempt, instance };
+                self.store(wires, id, leased);
                 self.publish_queue(wires, agent);
             }
-            Stage::Dispatched | Stage::Running => command.instance = Some(instance),
+            Stage::Dispatched | Stage::Running => {
+                command.instance = Some(instance);
+                command.attempt = held.attempt; // not lower; it knows best
+            }
             // Being stored as waiting, or as leased to a link that is gone. When
             // that is done it is sent, and the agent repeats what it told.
-            Stage::Accepting | Stage::Leasing => return,
-            Stage::Final => {
-                if !held.status.is_final() {
-                    // It ended here without the agent; it must end there too.
-                    let attempt = Some(held.attempt);
-                    let stop = CommandInterrupt { command: id, attempt, grace_ms: None };
-                    wires.send(link, HubToAgent::Interrupt(stop));
-                }
-                let settled = CommandSettled { command: id, attempt: held.attempt };
-                wires.send(link, HubToAgent::Settled(settled));
-            }
+            Stage::Accepting | Stage::Leasing | Stage::Final => return,
         }
         let started = held.stream.is_some();
         let Some(command) = self.commands.get(&id) else { return };
@@ -863,6 +874,9 @@ impl Tenant {
         instance: InstanceId,
     ) {
         let Some(command) = self.commands.get_mut(&id) else { return };
+        if command.ending.is_some() {
+            return; // that is being stored
+        }
         let same_process = command.instance == Some(instance);
         match command.stage {
             // The same process remembers everything it got: it never got this.

@@ -291,7 +291,7 @@ impl Tenant {
         let commands = agent.held.iter().chain(&agent.finished);
         let ended = commands.filter_map(|id| {
             let command = self.commands.get(id)?;
-            Some((command.current_stream()?, command.end()?))
+            Some((command.stream()?, command.end()?))
         });
         let lost: Vec<(StreamId, u64)> =
             ended.filter(|(stream, _)| !listed.contains(stream)).collect();
