@@ -288,7 +288,7 @@ impl Tenant {
         let Some(agent) = self.agents.get(id) else { return };
         let listed: BTreeSet<StreamId> =
             held.iter().filter_map(|held| held.stream).map(|listed| listed.stream).collect();
-        let commands = agent.held.iter().chain(&agent.finished);
+        let commands = agent.held.iter().chain(&agent.relearnt).chain(&agent.finished);
         let ended = commands.filter_map(|id| {
             let command = self.commands.get(id)?;
             Some((command.stream()?, command.end()?))
@@ -376,7 +376,7 @@ impl Tenant {
     /// have not ended, and those that ended with output still under way.
     pub(super) fn live_streams(&self, agent: &AgentId) -> Vec<StreamId> {
         let Some(agent) = self.agents.get(agent) else { return Vec::new() };
-        let commands = agent.held.iter().chain(&agent.finished);
+        let commands = agent.held.iter().chain(&agent.relearnt).chain(&agent.finished);
         let commands = commands.filter_map(|id| self.commands.get(id));
         let live = commands.filter_map(|command| {
             let id = command.stream()?;
