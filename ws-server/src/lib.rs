@@ -23,6 +23,9 @@
 //! whoever simulates it or runs it on another runtime; [`hooks`] is what an
 //! embedder plugs in.
 
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod conformance;
 pub mod core;
 pub mod hooks;
 mod hub;

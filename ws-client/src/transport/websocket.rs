@@ -22,7 +22,7 @@ use crate::connector::{BoxFuture, BoxLink, Connector};
 
 const SUBPROTOCOL: &str = "trunkline.v1";
 
-/// Longest message taken from a hub.
+/// Longest message taken from a hub, unless told otherwise.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Read buffer: one full terminal chunk. The library's default of 128 KiB is
@@ -48,6 +48,7 @@ pub enum UrlError {
 pub struct WebSocket {
     uri: Uri,
     address: String,
+    message_bytes_max: usize,
 }
 
 impl WebSocket {
@@ -61,7 +62,15 @@ impl WebSocket {
         }
         let host = uri.host().filter(|host| !host.is_empty()).ok_or(UrlError::Syntax)?;
         let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
-        Ok(Self { uri, address })
+        Ok(Self { uri, address, message_bytes_max: MESSAGE_BYTES_MAX })
+    }
+
+    /// The longest message taken from a hub, and the most that one may make
+    /// this process hold; 4 MiB otherwise. A longer one ends the link.
+    #[must_use]
+    pub fn message_bytes_max(mut self, bytes: usize) -> Self {
+        self.message_bytes_max = bytes;
+        self
     }
 
     fn request(&self) -> io::Result<Request> {
@@ -80,9 +89,10 @@ impl Connector for WebSocket {
             let mut config = WebSocketConfig::default();
             config.read_buffer_size = READ_BUFFER_BYTES;
             config.write_buffer_size = WRITE_BUFFER_BYTES;
-            config.max_write_buffer_size = WRITE_BUFFER_BYTES + MESSAGE_BYTES_MAX;
-            config.max_message_size = Some(MESSAGE_BYTES_MAX);
-            config.max_frame_size = Some(MESSAGE_BYTES_MAX);
+            config.max_write_buffer_size =
+                WRITE_BUFFER_BYTES.saturating_add(self.message_bytes_max);
+            config.max_message_size = Some(self.message_bytes_max);
+            config.max_frame_size = Some(self.message_bytes_max);
             // A hub that does not name the subprotocol is none: the library
             // refuses its answer.
             let (socket, _) =
