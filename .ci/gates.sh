@@ -56,6 +56,18 @@ gate_conformance() {
     return "$status"
 }
 
+# The corpora on any toolchain; then the fuzzer itself, if it can be had.
+gate_fuzz() {
+    local manifest=fuzz/Cargo.toml folder
+    folder=$(mkdir -p "${CARGO_TARGET_DIR:-target}/fuzz" && cd "${CARGO_TARGET_DIR:-target}/fuzz" && pwd)
+    run cargo fmt --manifest-path "$manifest" --check
+    CARGO_TARGET_DIR=$folder run cargo clippy --manifest-path "$manifest" --no-default-features \
+        --all-targets --locked -- -D warnings
+    CARGO_TARGET_DIR=$folder run cargo test --manifest-path "$manifest" --no-default-features --locked
+    tool cargo-fuzz 0.13.2
+    run fuzz/run.sh 5
+}
+
 gate_demo() {
     run cargo build --example demo
     run cargo run --example demo -- --plain

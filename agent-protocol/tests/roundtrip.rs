@@ -134,6 +134,13 @@ fn texts_for_people_are_cut_rather_than_refused() {
     assert_eq!(report.note, Some(format!("two·lines {}", "é".repeat(190))));
 }
 
+#[test]
+fn a_figure_is_read_as_it_was_written() {
+    let figures = [("load".to_owned(), 9.220_000_000_776_443e28)].into();
+    let said = Envelope::bare(AgentToHub::Status(AgentReport { figures, note: None }));
+    assert_eq!(read::<AgentToHub>(&codec::encode(&said)), [Ok(said)]);
+}
+
 // ---- helpers ------------------------------------------------------------------
 
 fn rules() -> Rules {

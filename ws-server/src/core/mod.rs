@@ -733,8 +733,10 @@ impl Core {
                 wires.close(id, Close::new(CloseCode::GreetingTimeout, "no greeting in time"));
             }
             Due::Flushed(id) => {
+                // Closed for another reason meanwhile, it has its last words.
+                let is_flushing = |closing: &mut Closing| matches!(closing, Closing::Flushed(_));
                 if let Some(link) = wires.links.get_mut(&id)
-                    && let Some(Closing::Flushed(close)) = link.closing.take()
+                    && let Some(Closing::Flushed(close)) = link.closing.take_if(is_flushing)
                 {
                     wires.close(id, close);
                 }

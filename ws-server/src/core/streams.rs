@@ -98,6 +98,12 @@ impl Stream {
     }
 }
 
+/// Up to where an agent may send that is taken up to `end`. No offset is beyond
+/// 2^63 - 1, or the agent could not read it.
+fn allowance(end: u64, ahead: u64) -> u64 {
+    end.saturating_add(ahead).min(i64::MAX as u64)
+}
+
 fn gap_frame(stream: StreamId, from: u64, to: u64, reason: GapReason) -> Frame {
     let gap = TerminalGap { stream, from, to, reason };
     codec::encode(&Envelope::bare(HubToDashboard::Gap(gap)))
@@ -127,7 +133,7 @@ impl Tenant {
                 }
                 from => Log::new_after_loss(stream, from, GapReason::HubLoss),
             };
-            let allowed = from.saturating_add(wires.limits.grant_bytes);
+            let allowed = allowance(from, wires.limits.grant_bytes);
             let mut opened = Stream {
                 command,
                 counted: 0,
@@ -180,8 +186,7 @@ impl Tenant {
                     return;
                 }
                 let stored = stream.log.end();
-                stream.allowed =
-                    stream.allowed.max(stored.saturating_add(wires.limits.grant_bytes));
+                stream.allowed = stream.allowed.max(allowance(stored, wires.limits.grant_bytes));
                 self.tell(wires, agent, listed.stream);
             }
             Some(_) => {}
@@ -328,7 +333,7 @@ impl Tenant {
         let Some(agent) = self.agents.get_mut(&stream.agent) else { return };
         let ahead = wires.limits.grant_bytes;
         let step = (ahead / 8).max(1);
-        let wanted = stream.log.end().saturating_add(ahead).saturating_sub(stream.allowed);
+        let wanted = allowance(stream.log.end(), ahead).saturating_sub(stream.allowed);
         if wanted < step {
             return;
         }

@@ -83,7 +83,9 @@ impl Wires {
     /// many of them wait is closed: it does not read.
     pub(super) fn send_frame(&mut self, id: LinkId, frame: Frame) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        if link.closing.is_some() {
+        // A link that is still being flushed is answered, and hears of a
+        // stream before its output.
+        if link.is_closing() {
             return;
         }
         link.push(frame);

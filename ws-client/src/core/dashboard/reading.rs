@@ -166,11 +166,20 @@ struct Position {
     /// The command's final state, from when it is known until `Ended` is
     /// queued.
     last: Option<Arc<CommandState>>,
-    /// It holds nobody back any more.
-    is_over: bool,
-    /// Its last event is queued.
-    has_ended: bool,
+    course: Course,
     jump: Jump,
+}
+
+/// What is still to be expected of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    /// Its end.
+    Awaited,
+    /// No end: a later attempt has begun, or the command is lost. What still
+    /// comes is read.
+    Unawaited,
+    /// Nothing: `Ended` is queued, and is the last.
+    Ended,
 }
 
 /// What to do about a hole without a name. The hub owes a name for every
@@ -379,7 +388,7 @@ impl Readers {
     fn least_consumed(&self, stream: StreamId) -> Option<u64> {
         let going = self.by_id.values().filter(|reader| !reader.is_over);
         let positions = || going.clone().filter_map(|reader| reader.streams.get(&stream));
-        let reading = positions().filter(|position| !position.is_over);
+        let reading = positions().filter(|position| position.course == Course::Awaited);
         let through = || positions().map(|position| position.view.position()).max();
         reading.map(|position| position.consumed).min().or_else(through)
     }
@@ -666,7 +675,7 @@ impl Reader {
         // Earlier attempts at the same command are over, whatever came of them.
         for position in self.streams.values_mut() {
             if position.command == opened.command && position.attempt < opened.attempt {
-                position.is_over = true;
+                position.give_up_end();
             }
         }
         self.begin(stream, opened.command, opened.attempt, begin, opened.live_from);
@@ -683,7 +692,7 @@ impl Reader {
         let lag = self.options.lag;
         let Some(position) = self.streams.get_mut(&opened.stream) else { return Fate::Nothing };
         let (from, to) = (position.view.position(), opened.from);
-        if self.is_over || position.is_over || from >= to {
+        if self.is_over || position.course == Course::Ended || from >= to {
             return Fate::Nothing;
         }
         match position.jump {
@@ -722,8 +731,7 @@ impl Reader {
                 queued: 0,
                 digest: (from == 0).then(Sha256::new),
                 last: None,
-                is_over: false,
-                has_ended: false,
+                course: Course::Awaited,
                 jump: Jump::None,
             },
         );
@@ -737,7 +745,7 @@ impl Reader {
         if self.streams.len() < READINGS_MAX {
             return;
         }
-        let over = self.streams.iter().find(|(_, position)| position.is_over);
+        let over = self.streams.iter().find(|(_, position)| position.course != Course::Awaited);
         let oldest = over.or_else(|| self.streams.iter().next()).map(|(stream, _)| *stream);
         if let Some(stream) = oldest {
             self.streams.remove(&stream);
@@ -749,9 +757,10 @@ impl Reader {
             return Fate::Nothing;
         }
         let TerminalOutput { stream, offset, channel, data } = output;
-        let Some(position) = self.streams.get_mut(stream).filter(|p| !p.has_ended) else {
-            return Fate::Nothing;
-        };
+        let Some(position) = self.streams.get_mut(stream) else { return Fate::Nothing };
+        if position.course == Course::Ended {
+            return Fate::Nothing; // an agent that goes on after its own word
+        }
         let mut is_new = false;
         if *offset > position.view.position() {
             match position.bridge(*stream, *offset) {
@@ -786,9 +795,10 @@ impl Reader {
             return Fate::Nothing;
         }
         let TerminalGap { stream, from, to, reason } = gap;
-        let Some(position) = self.streams.get_mut(stream).filter(|p| !p.has_ended) else {
+        let Some(position) = self.streams.get_mut(stream) else { return Fate::Nothing };
+        if position.course == Course::Ended {
             return Fate::Nothing;
-        };
+        }
         if *from > position.view.position() {
             match position.bridge(*stream, *from) {
                 Ok(gap) => position.skip(&mut self.queue, *stream, gap),
@@ -818,7 +828,7 @@ impl Reader {
             // nothing more to read.
             let is_open = |(id, position): (&StreamId, &Position)| {
                 let of_it = (position.command, position.attempt) == (state.command, state.attempt);
-                (of_it && !position.is_over).then_some(*id)
+                (of_it && position.course == Course::Awaited).then_some(*id)
             };
             let open: Vec<StreamId> = self.streams.iter().filter_map(is_open).collect();
             let mut is_news = is_target;
@@ -830,7 +840,7 @@ impl Reader {
             return is_news;
         };
         if let Some(position) = self.streams.get_mut(&stream) {
-            if !position.is_over {
+            if position.course == Course::Awaited {
                 position.last = Some(Arc::clone(state));
             }
             return self.check(stream);
@@ -895,8 +905,7 @@ impl Reader {
         }) else {
             return false;
         };
-        position.is_over = true;
-        position.has_ended = true;
+        position.course = Course::Ended;
         let end = state.end.as_ref();
         let audit = match (position.digest.take(), end.and_then(|end| end.digest.as_deref())) {
             (Some(own), Some(digest)) => compare(own, digest),
@@ -917,9 +926,8 @@ impl Reader {
         let mut is_read = self.target == Target::Command(command);
         self.is_over = is_read;
         for position in self.streams.values_mut() {
-            if position.command == command && !position.is_over {
-                position.is_over = true;
-                position.has_ended = true;
+            if position.command == command && position.course == Course::Awaited {
+                position.give_up_end();
                 is_read = true;
             }
         }
@@ -931,6 +939,13 @@ impl Reader {
 }
 
 impl Position {
+    /// Awaits no end any more, unless that has come.
+    fn give_up_end(&mut self) {
+        if self.course == Course::Awaited {
+            self.course = Course::Unawaited;
+        }
+    }
+
     /// What to make of something that stands beyond the position: the gap up
     /// to it, if it has a name, or why nothing is to be made of it yet.
     fn bridge(&mut self, stream: StreamId, to: u64) -> Result<Gap, Fate> {

@@ -366,6 +366,22 @@ fn a_retried_command_is_read_through_all_its_attempts() {
 }
 
 #[test]
+fn nothing_follows_the_end_of_a_stream() {
+    let mut w = World::up();
+    let reader = w.core.read(Target::Agent(agent()), Reading::default(), w.now);
+    w.drain();
+    w.subscribed();
+    w.open(S1, 0, 0);
+    w.output(S1, 0, "done");
+    w.list_command(&ended(C, S1, "done"));
+    assert!(matches!(w.take(reader).last(), Some(TerminalEvent::Ended { .. })));
+    // Its agent goes on after its own word.
+    w.output(S1, 4, " not");
+    w.gap(S1, 8, 9, GapReason::AgentOverflow);
+    assert_eq!(w.core.take(reader), Next::Wait);
+}
+
+#[test]
 fn output_that_nobody_has_any_more_becomes_a_gap() {
     let mut w = World::up();
     w.list_command(&ended(C, S1, "long gone"));
