@@ -379,6 +379,7 @@ impl Life {
                 self.world.restart_agent(agent);
             }
         }
+        self.world.run_for(S); // so that what was cut is noticed
         if self.has_half_open {
             // A dashboard notices silence after 45 s.
             self.world.run_for(65 * S);
