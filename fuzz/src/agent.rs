@@ -198,6 +198,7 @@ impl Stage {
                     AgentOutput::Kill(command) => {
                         self.running.retain(|running| *running != command);
                     }
+                    AgentOutput::Journal(records) => panic!("it keeps no journal: {records:?}"),
                     AgentOutput::Event(_) | AgentOutput::Room(_) | AgentOutput::Report => {}
                 }
                 continue;

@@ -109,8 +109,8 @@ struct Life {
     asked: Vec<Asked>,
     watches: Vec<Watch>,
     left: BTreeSet<usize>,
-    /// Agents that were told to stop.
-    stopped: BTreeSet<usize>,
+    /// An agent was told to stop.
+    was_stopped: bool,
     stopped_all: bool,
     clock_jumped: bool,
     slept: BTreeSet<usize>,
@@ -143,7 +143,7 @@ pub fn live(plan: &Plan, traced: bool) -> Lived {
         asked: Vec::new(),
         watches: Vec::new(),
         left: BTreeSet::new(),
-        stopped: BTreeSet::new(),
+        was_stopped: false,
         stopped_all: false,
         clock_jumped: false,
         slept: BTreeSet::new(),
@@ -262,7 +262,6 @@ impl Life {
             Act::Restart(agent) => {
                 if self.world.agents.get(*agent).is_some_and(|node| node.core.is_none()) {
                     self.world.restart_agent(*agent);
-                    self.stopped.remove(agent);
                 }
             }
             Act::Stop(agent) => {
@@ -270,7 +269,7 @@ impl Life {
                 if let Some(core) = self.world.agents.get_mut(*agent).and_then(|n| n.core.as_mut())
                 {
                     core.stop(now);
-                    self.stopped.insert(*agent);
+                    self.was_stopped = true;
                 }
             }
             Act::Sleep(dashboard) => {
@@ -631,12 +630,12 @@ impl Life {
             }
             CommandStatus::Failed => {
                 self.marks.insert("a command failed");
-                assert!(!self.stopped.is_empty() || forgot, "{told}");
+                assert!(self.was_stopped || forgot, "{told}");
                 assert_eq!(fate, None, "{told}: it never ran");
             }
             CommandStatus::Interrupted => {
                 self.marks.insert("a command was interrupted");
-                let asked_for = asked.interrupted || self.stopped_all || !self.stopped.is_empty();
+                let asked_for = asked.interrupted || self.stopped_all || self.was_stopped;
                 assert!(asked_for, "{told}: nobody asked for it");
                 assert_ne!(fate, Some(Fate::Runs), "{told}");
             }
