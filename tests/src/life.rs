@@ -647,7 +647,7 @@ impl Life {
             CommandStatus::Expired => {
                 self.marks.insert("a command expired");
                 let began = !self.began(id).is_empty();
-                assert!(!began || asked.request.retry || forgot, "{told}: it was started");
+                assert!(!began || forgot, "{told}: it was started");
             }
             CommandStatus::Unknown => {
                 self.marks.insert("a command became unknown");

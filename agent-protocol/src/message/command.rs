@@ -86,8 +86,9 @@ impl CommandStatus {
         };
         match self {
             // Running: an agent came back holding a command that this hub
-            // only knew as waiting.
-            Queued => matches!(next, Dispatched | Running | Interrupted | Expired),
+            // only knew as waiting. Unknown: an attempt was made, and there is
+            // no time for another.
+            Queued => matches!(next, Dispatched | Running | Interrupted | Expired | Unknown),
             // Queued: the agent never got it, or a retry was asked for.
             Dispatched => matches!(
                 next,

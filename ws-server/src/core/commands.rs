@@ -190,6 +190,12 @@ impl Command {
     }
 }
 
+/// What becomes of a command that must not start any more: if attempts were
+/// made, one of them may have run, or may yet.
+fn overdue(attempts: u32) -> CommandStatus {
+    if attempts > 0 { CommandStatus::Unknown } else { CommandStatus::Expired }
+}
+
 fn no_such_command() -> Refusal {
     Refusal::new(ErrorCode::NotFound, "no such command")
 }
@@ -499,7 +505,8 @@ impl Tenant {
             return;
         }
         if wires.now.monotonic >= command.deliver_by {
-            self.end_command(wires, id, CommandStatus::Expired, None);
+            let status = overdue(command.attempt);
+            self.end_command(wires, id, status, None);
             return;
         }
         let agent_id = command.request.agent.clone();
@@ -882,7 +889,8 @@ impl Tenant {
             // The same process remembers everything it got: it never got this.
             Stage::Dispatched if same_process => {
                 if wires.now.monotonic >= command.deliver_by {
-                    self.end_command(wires, id, CommandStatus::Expired, None);
+                    let status = overdue(command.attempt.saturating_sub(1));
+                    self.end_command(wires, id, status, None);
                 } else if command.interrupt.is_some() {
                     self.end_command(wires, id, CommandStatus::Interrupted, None);
                 } else {
@@ -923,7 +931,8 @@ impl Tenant {
     pub(super) fn handle_deliver_by(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get(&id) else { return };
         if command.stage == Stage::Queued {
-            self.end_command(wires, id, CommandStatus::Expired, None);
+            let status = overdue(command.attempt);
+            self.end_command(wires, id, status, None);
         }
     }
 
