@@ -68,6 +68,11 @@ gate_fuzz() {
     run fuzz/run.sh 5
 }
 
+# From a seed of its own each time: what it finds, it prints, as a plan to keep.
+gate_lives() {
+    run cargo run --release -p trunkline-tests --bin lives -- --lives 20000 --marks
+}
+
 gate_demo() {
     run cargo build --example demo
     run cargo run --example demo -- --plain

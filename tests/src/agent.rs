@@ -32,7 +32,7 @@ struct Program {
 }
 
 /// Where the process dies, once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, serde::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashPoint {
     /// It is about to write down that a command begins.
     BeforeBegun,

@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use trunkline_client::ConnectionState;
-use trunkline_client::core::dashboard::{Audit, ReaderId, Reading, RequestError};
+use trunkline_client::core::agent::{AgentCore, AgentSetup};
+use trunkline_client::core::dashboard::{Audit, DashboardCore, ReaderId, Reading, RequestError};
 use trunkline_protocol::ids::{CommandId, RequestId};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
@@ -20,7 +21,7 @@ use trunkline_protocol::message::{
     ErrorCode, From, GapReason, Lag, Presence, Run, Target,
 };
 
-use crate::agent::Fate;
+use crate::agent::{Fate, SimJournal};
 use crate::dashboard::Seen;
 use crate::plan::{Act, Ask, NAMES, Plan};
 use crate::world::{Peer, World};
@@ -41,7 +42,7 @@ const S: Duration = Duration::from_secs(1);
 pub type Marks = BTreeSet<&'static str>;
 
 /// All marks there are.
-pub const MARKS: [&str; 27] = [
+pub const MARKS: [&str; 26] = [
     "a command completed",
     "a command failed",
     "a command was interrupted",
@@ -51,7 +52,6 @@ pub const MARKS: [&str; 27] = [
     "a command was tried again",
     "a command was lost with its queue",
     "a command survived the hub that accepted it",
-    "a request was refused",
     "a request was ambiguous",
     "a full queue refused",
     "a failing queue refused",
@@ -102,6 +102,20 @@ struct Watch {
     reading: Reading,
 }
 
+/// Something that happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fact {
+    /// An agent was told to stop.
+    Stopped,
+    /// Everything was stopped.
+    StoppedAll,
+    ClockJumped,
+    AgentsCut,
+    HalfOpen,
+    /// A journal could not be written, or not in time.
+    JournalFailed,
+}
+
 #[derive(Debug)]
 struct Life {
     world: World,
@@ -109,13 +123,9 @@ struct Life {
     asked: Vec<Asked>,
     watches: Vec<Watch>,
     left: BTreeSet<usize>,
-    /// An agent was told to stop.
-    was_stopped: bool,
-    stopped_all: bool,
-    clock_jumped: bool,
+    /// What cannot be told from the world at the end.
+    facts: BTreeSet<Fact>,
     slept: BTreeSet<usize>,
-    agents_cut: bool,
-    has_half_open: bool,
     marks: Marks,
 }
 
@@ -143,12 +153,8 @@ pub fn live(plan: &Plan, traced: bool) -> Lived {
         asked: Vec::new(),
         watches: Vec::new(),
         left: BTreeSet::new(),
-        was_stopped: false,
-        stopped_all: false,
-        clock_jumped: false,
+        facts: BTreeSet::new(),
         slept: BTreeSet::new(),
-        agents_cut: false,
-        has_half_open: false,
         marks: Marks::new(),
     };
     for act in &plan.acts {
@@ -172,12 +178,17 @@ impl Life {
     fn act(&mut self, act: &Act) {
         match act {
             Act::Wait(ms) => self.world.run_for(Duration::from_millis(*ms)),
-            Act::Agent { name, slots } => {
-                self.world.agent_with(NAMES[*name], |setup| {
+            Act::Agent { name, slots, journal } => {
+                let change = |setup: &mut AgentSetup| {
                     setup.slots = *slots;
                     setup.tail_bytes = TAIL_BYTES;
                     setup.tail_hold = 3 * S;
-                });
+                };
+                if *journal {
+                    self.world.agent_with_journal(NAMES[*name], change);
+                } else {
+                    self.world.agent_with(NAMES[*name], change);
+                }
                 self.names.push(*name);
             }
             Act::Dashboard => {
@@ -222,7 +233,7 @@ impl Life {
             Act::StopAll(dashboard) => {
                 if self.is_here(*dashboard) {
                     self.world.stop_all(*dashboard);
-                    self.stopped_all = true;
+                    self.facts.insert(Fact::StoppedAll);
                 }
             }
             Act::Type { command, lines } => self.type_into(*command, *lines),
@@ -235,7 +246,7 @@ impl Life {
                 self.world.cut_unnoticed_by_hub(*peer);
             }
             Act::HalfOpen(peer) => {
-                self.has_half_open = true;
+                self.facts.insert(Fact::HalfOpen);
                 self.note_cut(*peer);
                 self.world.half_open(*peer);
             }
@@ -259,6 +270,27 @@ impl Life {
                     self.world.crash_agent(*agent);
                 }
             }
+            Act::CrashAt(agent, point) => {
+                if let Some(journal) = self.journal(*agent) {
+                    journal.crash_at = Some(*point);
+                }
+            }
+            Act::JournalFails(agent, fails) => {
+                if let Some(journal) = self.journal(*agent) {
+                    journal.fails = *fails;
+                    if *fails {
+                        self.facts.insert(Fact::JournalFailed);
+                    }
+                }
+            }
+            Act::JournalTakes(agent, ms) => {
+                if let Some(journal) = self.journal(*agent) {
+                    journal.delay = Duration::from_millis(*ms);
+                    if *ms > 9_000 {
+                        self.facts.insert(Fact::JournalFailed);
+                    }
+                }
+            }
             Act::Restart(agent) => {
                 if self.world.agents.get(*agent).is_some_and(|node| node.core.is_none()) {
                     self.world.restart_agent(*agent);
@@ -269,7 +301,7 @@ impl Life {
                 if let Some(core) = self.world.agents.get_mut(*agent).and_then(|n| n.core.as_mut())
                 {
                     core.stop(now);
-                    self.was_stopped = true;
+                    self.facts.insert(Fact::Stopped);
                 }
             }
             Act::Sleep(dashboard) => {
@@ -288,13 +320,23 @@ impl Life {
             Act::AuthFails(fails) => self.world.auth_fails = *fails,
             Act::Clock(ms) => {
                 self.world.clock_skew_ms += ms;
-                self.clock_jumped = true;
+                self.facts.insert(Fact::ClockJumped);
             }
         }
     }
 
+    fn journal(&mut self, agent: usize) -> Option<&mut SimJournal> {
+        self.world.agents.get_mut(agent)?.journal.as_mut()
+    }
+
     fn note_cut(&mut self, peer: Peer) {
-        self.agents_cut |= matches!(peer, Peer::Agent(_));
+        if let Peer::Agent(_) = peer {
+            self.facts.insert(Fact::AgentsCut);
+        }
+    }
+
+    fn had(&self, fact: Fact) -> bool {
+        self.facts.contains(&fact)
     }
 
     fn is_here(&self, dashboard: usize) -> bool {
@@ -373,13 +415,16 @@ impl Life {
     /// Everything heals, what runs may end, and then must.
     fn rest(&mut self) {
         self.world.heal();
+        for journal in self.world.agents.iter_mut().filter_map(|node| node.journal.as_mut()) {
+            (journal.fails, journal.delay, journal.crash_at) = (false, Duration::ZERO, None);
+        }
         for agent in 0..self.world.agents.len() {
             if self.world.agents[agent].core.is_none() {
                 self.world.restart_agent(agent);
             }
         }
         self.world.run_for(S); // so that what was cut is noticed
-        if self.has_half_open {
+        if self.had(Fact::HalfOpen) {
             // A dashboard notices silence after 45 s.
             self.world.run_for(65 * S);
         }
@@ -397,7 +442,7 @@ impl Life {
         let last = self.world.dashboard();
         self.world.run_for(5 * S);
         self.world.stop_all(last);
-        self.stopped_all = true;
+        self.facts.insert(Fact::StoppedAll);
         self.rest_for(REST);
         self.world.dashboard();
         self.world.run_for(5 * S);
@@ -421,7 +466,8 @@ impl Life {
         let here = || (0..world.dashboards.len()).filter(|d| !self.left.contains(d));
         let dashboards = here().filter_map(|d| world.dashboards[d].core.as_ref());
         let agents = world.agents.iter().filter_map(|node| node.core.as_ref());
-        let mut links = dashboards.map(|c| c.connection()).chain(agents.map(|c| c.connection()));
+        let mut links =
+            dashboards.map(DashboardCore::connection).chain(agents.map(AgentCore::connection));
         links.all(|state| *state == ConnectionState::Connected || state.is_over())
             && here().all(|d| world.roster(d).commands().all(|command| command.status.is_final()))
             && self.asked.iter().all(|asked| {
@@ -591,7 +637,7 @@ impl Life {
         let asked = &self.asked[n];
         let (id, within) = (asked.command, asked.request.deliver_within_ms);
         let (Some(within), Some(accepted)) = (within, self.world.accepted.get(&id)) else { return };
-        if (self.clock_jumped && self.world.kills > 0) || self.world.era > 0 {
+        if (self.had(Fact::ClockJumped) && self.world.kills > 0) || self.world.era > 0 {
             return; // a hub that starts again has the wall clock only
         }
         let last = *accepted + Duration::from_millis(within) + ON_ITS_WAY;
@@ -624,18 +670,22 @@ impl Life {
                 }
                 let written = self.written(id, state.attempt);
                 assert_eq!(end.end, written, "{told}: not what the program wrote");
-                if self.agents_cut {
+                if self.had(Fact::AgentsCut) {
                     self.marks.insert("a result came after its agent was cut off");
                 }
             }
             CommandStatus::Failed => {
                 self.marks.insert("a command failed");
-                assert!(self.was_stopped || forgot, "{told}");
+                assert!(
+                    self.had(Fact::Stopped) || self.had(Fact::JournalFailed) || forgot,
+                    "{told}"
+                );
                 assert_eq!(fate, None, "{told}: it never ran");
             }
             CommandStatus::Interrupted => {
                 self.marks.insert("a command was interrupted");
-                let asked_for = asked.interrupted || self.stopped_all || self.was_stopped;
+                let asked_for =
+                    asked.interrupted || self.had(Fact::StoppedAll) || self.had(Fact::Stopped);
                 assert!(asked_for, "{told}: nobody asked for it");
                 assert_ne!(fate, Some(Fate::Runs), "{told}");
             }
@@ -778,8 +828,7 @@ impl Life {
     fn mark_agents(&mut self) {
         let world = &self.world;
         for node in &world.agents {
-            let is_over =
-                |core: &trunkline_client::core::agent::AgentCore| core.connection().is_over();
+            let is_over = |core: &AgentCore| core.connection().is_over();
             if node.core.as_ref().is_some_and(is_over) {
                 self.marks.insert("an agent was superseded");
             }

@@ -6,6 +6,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 use trunkline_protocol::message::{Lag, Priority};
 
+use crate::agent::CrashPoint;
 use crate::world::{Memory, Peer, Storage};
 
 /// The names that agents may have. A request may name one that never comes.
@@ -19,7 +20,12 @@ pub enum Act {
     /// Time passes, in milliseconds.
     Wait(u64),
     /// A new process under one of the names: perhaps a second one.
-    Agent { name: usize, slots: u32 },
+    Agent {
+        name: usize,
+        slots: u32,
+        #[serde(default)]
+        journal: bool,
+    },
     /// Another dashboard.
     Dashboard,
     /// A dashboard says goodbye.
@@ -60,6 +66,13 @@ pub enum Act {
     StartHub(Memory),
     /// An agent's process dies.
     Crash(usize),
+    /// An agent's process dies the next time that it comes to a point where it
+    /// uses its journal.
+    CrashAt(usize, CrashPoint),
+    /// An agent's journal cannot be written, or can again.
+    JournalFails(usize, bool),
+    /// An agent's journal takes so long, in milliseconds.
+    JournalTakes(usize, u64),
     /// A new one starts in its place.
     Restart(usize),
     /// An agent stops in order.
@@ -197,10 +210,11 @@ enum Trouble {
     Sleepers,
     Volume,
     Interrupts,
+    Journals,
 }
 
 impl Trouble {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Cuts,
         Self::Silence,
         Self::Slowness,
@@ -215,6 +229,7 @@ impl Trouble {
         Self::Sleepers,
         Self::Volume,
         Self::Interrupts,
+        Self::Journals,
     ];
 }
 
@@ -237,7 +252,9 @@ impl Draw<'_> {
     }
 
     fn agent(&mut self) -> Act {
-        Act::Agent { name: self.rng.random_range(0..2), slots: self.one(&[1, 1, 1, 2, 3]) }
+        let journal = self.has(Trouble::Journals) && self.rng.random();
+        let name = self.rng.random_range(0..2);
+        Act::Agent { name, slots: self.one(&[1, 1, 1, 2, 3]), journal }
     }
 
     fn wait(&mut self) -> Act {
@@ -382,6 +399,20 @@ impl Draw<'_> {
                 }
             }
             Trouble::Volume => self.ask(),
+            Trouble::Journals => match self.rng.random_range(0..4) {
+                0 => Act::CrashAt(
+                    agent,
+                    self.one(&[
+                        CrashPoint::BeforeBegun,
+                        CrashPoint::AfterBegun,
+                        CrashPoint::BeforeEnded,
+                        CrashPoint::AfterEnded,
+                    ]),
+                ),
+                1 => Act::JournalFails(agent, self.rng.random()),
+                2 => Act::JournalTakes(agent, self.one(&[0, 2, 300, 12_000])),
+                _ => Act::Restart(agent),
+            },
             Trouble::Interrupts => {
                 let command = self.rng.random_range(0..12);
                 if self.rng.random_bool(0.9) {

@@ -234,9 +234,13 @@ impl World {
     }
 
     /// A new agent process with a journal; its number.
-    pub fn agent_with_journal(&mut self, name: &str) -> usize {
+    pub fn agent_with_journal(
+        &mut self,
+        name: &str,
+        change: impl FnOnce(&mut AgentSetup),
+    ) -> usize {
         let journal = SimJournal::new(InstanceId::from_u128(self.rng.random()));
-        self.agent_of(name, Some(journal), |_| {})
+        self.agent_of(name, Some(journal), change)
     }
 
     /// A new agent process, perhaps with a journal, with changes to its setup.

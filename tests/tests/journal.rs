@@ -17,7 +17,7 @@ const S: Duration = Duration::from_secs(1);
 /// A hub, an agent `a` with a journal, a dashboard that reads all of it.
 fn small_world(seed: u64) -> World {
     let mut world = World::new(seed);
-    world.agent_with_journal("a");
+    world.agent_with_journal("a", |_| {});
     world.dashboard();
     world.run_until(5 * S, |w| w.presence(0, "a") == Some(Presence::Online));
     world
@@ -163,7 +163,7 @@ fn an_end_that_the_hub_heard_leaves_nobody_waiting_for_output_that_died() {
     for (seed, with_journal) in [(8, true), (9, false)] {
         let mut world = World::new(seed);
         if with_journal {
-            world.agent_with_journal("a");
+            world.agent_with_journal("a", |_| {});
         } else {
             world.agent("a");
         }

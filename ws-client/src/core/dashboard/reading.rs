@@ -18,7 +18,7 @@
 //! has the rest. A new subscription starts from `consumed`, not from
 //! `position`: the hub's window starts there too.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -223,7 +223,7 @@ impl Flow {
 #[derive(Debug, Default)]
 pub(super) struct Readers {
     by_id: BTreeMap<ReaderId, Reader>,
-    flows: HashMap<StreamId, Flow>,
+    flows: BTreeMap<StreamId, Flow>,
     /// Streams of which the hub is to be told what was shown.
     to_show: BTreeSet<StreamId>,
     /// Readers with something new in their queue.
@@ -388,7 +388,7 @@ impl Readers {
     fn least_consumed(&self, stream: StreamId) -> Option<u64> {
         let going = self.by_id.values().filter(|reader| !reader.is_over);
         let positions = || going.clone().filter_map(|reader| reader.streams.get(&stream));
-        let reading = positions().filter(|position| position.course == Course::Awaited);
+        let reading = positions().filter(|position| position.course != Course::Ended);
         let through = || positions().map(|position| position.view.position()).max();
         reading.map(|position| position.consumed).min().or_else(through)
     }
@@ -856,7 +856,7 @@ impl Reader {
 
     /// The final states of streams that are not read to their end and that
     /// the link has not announced.
-    fn unannounced(&self, flows: &HashMap<StreamId, Flow>) -> Vec<Arc<CommandState>> {
+    fn unannounced(&self, flows: &BTreeMap<StreamId, Flow>) -> Vec<Arc<CommandState>> {
         if self.is_over {
             return Vec::new();
         }
