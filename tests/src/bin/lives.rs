@@ -139,7 +139,7 @@ fn search(orders: &Orders) -> ExitCode {
                     if n >= orders.lives {
                         break;
                     }
-                    if n > 0 && n % 50_000 == 0 {
+                    if n > 0 && n.is_multiple_of(50_000) {
                         println!("{n} lives, {:.0} s", begun.elapsed().as_secs_f64());
                     }
                     let plan = Plan::draw(first + n);
