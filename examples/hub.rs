@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo run --example hub -- --listen 127.0.0.1:7070
 //! cargo run --example hub -- --listen 0.0.0.0:7070 --tokens tokens.txt
+//! cargo run --example hub --features sqlite -- --queue queue.db
 //! ```
 //!
 //! Without `--tokens` anyone who can reach it may be anything: keep that to
@@ -42,6 +43,10 @@ struct Args {
     /// Who is let in: lines of `agent|dashboard TOKEN TENANT NAME`; anyone without
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
+    /// Keep accepted commands in this SQLite file; in memory without
+    #[cfg(feature = "sqlite")]
+    #[arg(long, value_name = "FILE")]
+    queue: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -54,6 +59,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut hub = Hub::builder();
     if let Some(file) = &args.tokens {
         hub = hub.authenticator(read_tokens(file)?);
+    }
+    #[cfg(feature = "sqlite")]
+    if let Some(file) = &args.queue {
+        let queue = trunkline_server::hooks::SqliteQueue::open(file)?;
+        hub = hub.queue(std::sync::Arc::new(queue));
     }
     let hub = hub.start().await?;
     let listener = TcpListener::bind(&args.listen)

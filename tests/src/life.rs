@@ -468,7 +468,8 @@ impl Life {
         let agents = world.agents.iter().filter_map(|node| node.core.as_ref());
         let mut links =
             dashboards.map(DashboardCore::connection).chain(agents.map(AgentCore::connection));
-        links.all(|state| *state == ConnectionState::Connected || state.is_over())
+        world.is_quiet()
+            && links.all(|state| *state == ConnectionState::Connected || state.is_over())
             && here().all(|d| world.roster(d).commands().all(|command| command.status.is_final()))
             && self.asked.iter().all(|asked| {
                 self.left.contains(&asked.dashboard)

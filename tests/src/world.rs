@@ -515,6 +515,12 @@ impl World {
         self.hub.as_ref()
     }
 
+    /// Whether nothing is under way on any cable.
+    pub fn is_quiet(&self) -> bool {
+        let mut lanes = self.cables.values().flat_map(|cable| [&cable.up, &cable.down]);
+        lanes.all(|lane| lane.next().is_none())
+    }
+
     // ---- time -----------------------------------------------------------
 
     /// Lets time pass.

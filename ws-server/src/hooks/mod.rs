@@ -3,6 +3,8 @@
 
 mod authenticator;
 mod queue;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,6 +13,8 @@ pub use authenticator::{
     Anyone, AuthError, Authenticator, Credentials, Identity, Role, TokenTable,
 };
 pub use queue::{CommandQueue, MemoryQueue, QueueChange, QueueError, StoredCommand};
+#[cfg(feature = "sqlite")]
+pub use sqlite::{HistoryCursor, HistoryPage, OpenError, SqliteQueue, SqliteQueueBuilder, Sync};
 
 /// A boxed future, so that hooks are object-safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

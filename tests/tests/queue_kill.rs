@@ -1,0 +1,229 @@
+//! Hubs that are processes of their own, keep their queue in SQLite and are
+//! killed with SIGKILL, at every point from a request to its end. Nothing that
+//! was accepted is lost, and nothing runs twice.
+//!
+//! ```sh
+//! TRUNKLINE_KILL_ROUNDS=100 cargo test -p trunkline-tests --features sqlite --test queue_kill
+//! ```
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "stories")]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use trunkline_client::{Agent, Backoff, Dashboard, Execution, Outcome, Request};
+use trunkline_protocol::ids::{CommandId, QueueEpoch};
+use trunkline_protocol::message::{Channel, CommandStatus};
+use trunkline_server::Hub;
+use trunkline_server::hooks::{
+    BoxFuture, CommandQueue, QueueChange, QueueError, SqliteQueue, StoredCommand,
+};
+
+/// Longest that anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the hub's process dies: at a change, before it is stored or after,
+/// before anybody hears so; or from outside, once the program runs.
+const POINTS: [&str; 7] = [
+    "accepted, before",
+    "accepted, after",
+    "leased, before",
+    "leased, after",
+    "settled, before",
+    "settled, after",
+    "running",
+];
+
+#[tokio::test]
+async fn no_kill_loses_what_was_accepted_or_runs_it_twice() {
+    let rounds = std::env::var("TRUNKLINE_KILL_ROUNDS").map_or(2, |text| text.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("queue.db");
+    let stage = Stage::set().await;
+    let (mut kills, mut commands) = (0, Vec::new());
+    let mut hub = stage.start_hub(&file, "").await;
+    for round in 0..rounds {
+        for point in POINTS {
+            end(&mut hub).await;
+            let mut doomed = stage.start_hub(&file, point).await;
+            let dashboard = stage.dashboard.clone();
+            let asked = tokio::spawn(async move { dashboard.run("a", Request::text("go")).await });
+            if point == "running" {
+                within(stage.started.clone().wait_for(|count| *count > commands.len()))
+                    .await
+                    .unwrap();
+                doomed.start_kill().unwrap();
+            }
+            let died = within(doomed.wait()).await.unwrap();
+            assert_eq!(died.signal(), Some(9), "{point}: {died}");
+            kills += 1;
+            hub = stage.start_hub(&file, "").await;
+            let command = within(asked).await.unwrap().unwrap();
+            let state = within(command.ended()).await.unwrap();
+            let exit = state.end.as_ref().and_then(|end| end.exit_code);
+            let name = format!("round {round}, {point}");
+            assert_eq!((state.status, exit), (CommandStatus::Completed, Some(7)), "{name}");
+            commands.push(command.id());
+            let starts = stage.starts.lock().unwrap().clone();
+            assert_eq!(starts.get(&command.id()), Some(&1), "{name}: starts");
+            assert_eq!(starts.len(), commands.len(), "{name}: nothing else was started");
+        }
+    }
+    end(&mut hub).await;
+    let kept = SqliteQueue::open(&file).unwrap().load().await.unwrap();
+    assert_eq!(kept.len(), commands.len().min(100), "the roster keeps the last 100");
+    assert!(kept.iter().all(|command| command.status == CommandStatus::Completed));
+    println!("{kills} kills, {} commands: none lost, none run twice", commands.len());
+}
+
+// ---- below the story ----------------------------------------------------------
+
+/// An agent and a dashboard, which live through it all, and the place where
+/// they dial whichever hub there is.
+struct Stage {
+    dashboard: Dashboard,
+    /// How often each command was started.
+    starts: Arc<Mutex<HashMap<CommandId, u32>>>,
+    started: watch::Receiver<usize>,
+    hub: watch::Sender<Option<SocketAddr>>,
+    _agent: Agent,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let (hub, address) = watch::channel(None);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let to = *address.borrow();
+                tokio::spawn(carry(near, to));
+            }
+        });
+        let backoff = Backoff {
+            first: Duration::from_millis(20),
+            base: Duration::from_millis(50),
+            max: Duration::from_millis(100),
+            ..Backoff::default()
+        };
+        let starts = Arc::new(Mutex::new(HashMap::new()));
+        let (count, started) = watch::channel(0);
+        let agent = Agent::builder(&url, "a").unwrap().backoff(backoff).connect({
+            let (starts, count) = (Arc::clone(&starts), count);
+            move |execution: Execution| {
+                *starts.lock().unwrap().entry(execution.command()).or_insert(0) += 1;
+                count.send_modify(|count| *count += 1);
+                async move {
+                    execution.output().write(Channel::Stdout, b"it runs").await;
+                    Outcome::Exited(7)
+                }
+            }
+        });
+        let dashboard = Dashboard::builder(&url).unwrap().backoff(backoff).connect();
+        Self { dashboard, starts, started, hub, _agent: agent }
+    }
+
+    /// A hub that dies at a point, if one is named.
+    async fn start_hub(&self, file: &Path, dies: &str) -> Child {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "a_hub_process", "--nocapture"])
+            .env("TRUNKLINE_QUEUE", file)
+            .env("TRUNKLINE_DIES", dies)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        loop {
+            let line = within(lines.next_line()).await.unwrap().expect("it listens");
+            if let Some(address) = line.strip_prefix("listens on ") {
+                self.hub.send_replace(Some(address.parse().unwrap()));
+                break;
+            }
+        }
+        child
+    }
+}
+
+async fn end(hub: &mut Child) {
+    hub.start_kill().unwrap();
+    within(hub.wait()).await.unwrap();
+}
+
+async fn carry(mut near: TcpStream, to: Option<SocketAddr>) {
+    let Some(to) = to else { return };
+    let Ok(mut far) = TcpStream::connect(to).await else { return };
+    let _ = copy_bidirectional(&mut near, &mut far).await; // however it ends
+}
+
+async fn within<F: Future>(what: F) -> F::Output {
+    timeout(PATIENCE, what).await.expect("in time")
+}
+
+// ---- the hub's process ---------------------------------------------------------
+
+#[test]
+#[ignore = "the hub's process, which the other test starts"]
+fn a_hub_process() {
+    let variable = |name: &str| std::env::var(name).expect("started by the other test");
+    let queue = SqliteQueue::open(PathBuf::from(variable("TRUNKLINE_QUEUE"))).unwrap();
+    let queue = Tripwire { queue, dies: variable("TRUNKLINE_DIES") };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let hub = Hub::builder().queue(Arc::new(queue)).start().await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        println!("\nlistens on {}", listener.local_addr().unwrap());
+        hub.serve(listener).await.unwrap();
+    });
+}
+
+/// The queue, which kills the process at a point.
+#[derive(Debug)]
+struct Tripwire {
+    queue: SqliteQueue,
+    dies: String,
+}
+
+impl Tripwire {
+    fn die_at(&self, change: &QueueChange, when: &str) {
+        let kind = match change {
+            QueueChange::Accepted(_) => "accepted",
+            QueueChange::Leased { .. } => "leased",
+            QueueChange::Settled { .. } => "settled",
+            QueueChange::Forgotten { .. } => "forgotten",
+        };
+        if self.dies == format!("{kind}, {when}") {
+            let own = rustix::process::getpid();
+            let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+impl CommandQueue for Tripwire {
+    fn epoch(&self) -> QueueEpoch {
+        self.queue.epoch()
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Vec<StoredCommand>, QueueError>> {
+        self.queue.load()
+    }
+
+    fn apply<'a>(&'a self, change: &'a QueueChange) -> BoxFuture<'a, Result<(), QueueError>> {
+        Box::pin(async move {
+            self.die_at(change, "before");
+            self.queue.apply(change).await?;
+            self.die_at(change, "after");
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,294 @@
+//! A command queue in a SQLite file: accepted means on disk.
+//!
+//! One thread owns the connection. Changes reach it through a bounded channel,
+//! in order; those that wait at the same moment share one transaction, and
+//! with it one sync of the disk.
+//!
+//! ```text
+//!   apply ──┐
+//!   apply ──┼──► channel ──► the writer: begin, all that waits, commit ──► answers
+//!   apply ──┘
+//! ```
+
+mod file;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use trunkline_protocol::ids::{AgentId, CommandId, QueueEpoch, TenantId};
+
+use self::writer::{Job, Writer};
+use super::{BoxFuture, CommandQueue, QueueChange, QueueError, StoredCommand};
+
+/// Changes that may wait for the writer; more wait where they are made.
+const JOBS_MAX: usize = 1024;
+
+/// Most commands on one page of a history.
+const PAGE_MAX: u32 = 1000;
+
+/// When a change counts as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sync {
+    /// When the disk has it (`synchronous=FULL`): it survives a power cut, as
+    /// far as the disk keeps what it said it had written. The default.
+    #[default]
+    Full,
+    /// When the operating system has it (`synchronous=NORMAL`): it survives
+    /// `kill -9` of the hub, and not a power cut, after which the last changes
+    /// may be missing. Several times faster on a slow disk.
+    Normal,
+}
+
+/// Why a queue's file cannot be opened. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another hub has it, in this process or another.
+    #[error("{path}: another hub is using this queue")]
+    InUse {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// There is a file, and it is something else.
+    #[error("{path}: is not a command queue")]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// It was written by a later version of this library.
+    #[error("{path}: is a queue of version {version}; this program knows version {known}")]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The latest that is known here.
+        known: u32,
+    },
+    /// It does not hold together. Move it away to go on without it, or restore
+    /// a copy.
+    #[error("{path}: is damaged: {what}")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What does not hold.
+        what: String,
+    },
+    /// SQLite refused.
+    #[error("{path}: {error}")]
+    Sqlite {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: rusqlite::Error,
+    },
+    /// The system refused.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// How a [`SqliteQueue`] is opened.
+#[derive(Debug, Clone)]
+pub struct SqliteQueueBuilder {
+    path: PathBuf,
+    sync: Sync,
+    history: Duration,
+    busy_timeout: Duration,
+    #[cfg(test)]
+    pages_max: Option<u32>,
+}
+
+impl SqliteQueueBuilder {
+    /// When a change counts as stored. [`Sync::Full`] unless set.
+    #[must_use]
+    pub fn sync(mut self, sync: Sync) -> Self {
+        self.sync = sync;
+        self
+    }
+
+    /// How long a finished command stays in the history after the hub has
+    /// dropped it from its roster: 7 days unless set; zero keeps none.
+    #[must_use]
+    pub fn history(mut self, kept: Duration) -> Self {
+        self.history = kept;
+        self
+    }
+
+    /// How long a change waits for another program that holds the file, such
+    /// as a backup, before it fails: 2 s unless set. The hub gives a hook
+    /// [`hook_timeout`](trunkline_protocol::limits::Limits::hook_timeout).
+    #[must_use]
+    pub fn busy_timeout(mut self, time: Duration) -> Self {
+        self.busy_timeout = time;
+        self
+    }
+
+    /// Opens the file, or makes it. Reads all of it once, to see that it holds
+    /// together.
+    ///
+    /// Blocks while it does: call it before the hub starts, or on a thread
+    /// that may block.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`]: what is there is left as it is.
+    pub fn open(self) -> Result<SqliteQueue, OpenError> {
+        let opened = file::open(&self)?;
+        let (jobs, waiting) = mpsc::channel(JOBS_MAX);
+        let writer = Writer { connection: opened.connection, history: self.history };
+        let (epoch, lock) = (opened.epoch, opened.lock);
+        let thread = std::thread::Builder::new().name("command-queue".into());
+        let spawned = thread.spawn(move || {
+            writer.run(waiting);
+            drop(lock);
+        });
+        let path = self.path;
+        match spawned {
+            Ok(thread) => Ok(SqliteQueue { epoch, jobs: Some(jobs), thread: Some(thread), path }),
+            Err(error) => Err(OpenError::Io { path, error }),
+        }
+    }
+}
+
+/// Keeps commands in a SQLite file: they survive `kill -9` of the hub at any
+/// moment.
+///
+/// ```no_run
+/// use trunkline_server::Hub;
+/// use trunkline_server::hooks::SqliteQueue;
+///
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let queue = SqliteQueue::open("/var/lib/hub/queue.db")?;
+/// let hub = Hub::builder().queue(std::sync::Arc::new(queue)).start().await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Beside the file stand SQLite's own `-wal` and `-shm`, and `FILE.lock`, which
+/// is locked as long as a hub uses the queue. The lock dies with the process,
+/// however that ends. Programs that only read may open the file at any time.
+///
+/// A change that cannot be stored fails: the disk is full, the file is
+/// read-only, or another program has held it for too long. It is not stored
+/// then, and the next one is tried as if nothing had been. An `apply` whose
+/// future is dropped may have been stored, or be stored yet, before any later
+/// change to the same command.
+#[derive(Debug)]
+pub struct SqliteQueue {
+    epoch: QueueEpoch,
+    /// `None` once it is dropped.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    path: PathBuf,
+}
+
+/// Where a page of a history begins: after this command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryCursor {
+    ended_at_ms: u64,
+    command: CommandId,
+}
+
+/// A page of finished commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryPage {
+    /// The commands, that which ended last first.
+    pub commands: Vec<StoredCommand>,
+    /// Where the next page begins, if there may be one.
+    pub next: Option<HistoryCursor>,
+}
+
+impl SqliteQueue {
+    /// Opens a queue with the defaults: every change is synced, finished
+    /// commands are kept for 7 days.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::builder(path).open()
+    }
+
+    /// A queue to be set up.
+    pub fn builder(path: impl AsRef<Path>) -> SqliteQueueBuilder {
+        SqliteQueueBuilder {
+            path: path.as_ref().to_owned(),
+            sync: Sync::default(),
+            history: Duration::from_secs(7 * 24 * 3600),
+            busy_timeout: Duration::from_secs(2),
+            #[cfg(test)]
+            pages_max: None,
+        }
+    }
+
+    /// Which file it is in.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Finished commands of a tenant, and of one agent if it is named: those
+    /// that the hub still lists and those of the history. At most `count`, and
+    /// at most 1,000.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub async fn history(
+        &self,
+        tenant: &TenantId,
+        agent: Option<&AgentId>,
+        from: Option<HistoryCursor>,
+        count: u32,
+    ) -> Result<HistoryPage, QueueError> {
+        let (tenant, agent, count) = (tenant.clone(), agent.cloned(), count.min(PAGE_MAX));
+        self.ask(|answer| Job::History { tenant, agent, from, count, answer }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, QueueError>>) -> Job,
+    ) -> Result<T, QueueError> {
+        let gone = || QueueError("its writer is gone".into());
+        let (answer, answered) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
+        jobs.send(job(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+impl Drop for SqliteQueue {
+    fn drop(&mut self) {
+        // The writer ends when it has done all that waits.
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // a panic of it was told when it happened
+        }
+    }
+}
+
+impl CommandQueue for SqliteQueue {
+    fn epoch(&self) -> QueueEpoch {
+        self.epoch
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Vec<StoredCommand>, QueueError>> {
+        Box::pin(self.ask(|answer| Job::Load { answer }))
+    }
+
+    fn apply<'a>(&'a self, change: &'a QueueChange) -> BoxFuture<'a, Result<(), QueueError>> {
+        Box::pin(self.ask(|answer| Job::Apply { change: change.clone(), answer }))
+    }
+}
