@@ -108,7 +108,7 @@ pub struct AgentNode {
     pub starts: BTreeMap<CommandId, u32>,
     /// How much each attempt has written.
     pub written: BTreeMap<(CommandId, u32), u64>,
-    /// What was typed into each command.
+    /// What was typed into the latest attempt at each command.
     pub typed: BTreeMap<CommandId, Vec<u8>>,
     /// When each attempt began.
     pub began: BTreeMap<(CommandId, u32), Duration>,
@@ -232,6 +232,7 @@ impl AgentNode {
                     }
                     self.fates.insert((id, attempt), Fate::Runs);
                     self.written.insert((id, attempt), 0);
+                    self.typed.remove(&id); // that was another program's
                     let until = now.monotonic;
                     let program = Program { attempt, steps, until, stubborn, ends_at: None };
                     self.programs.insert(id, program);

@@ -385,7 +385,7 @@ impl Draw<'_> {
             ])),
             Trouble::Hooks => {
                 if self.rng.random_bool(0.8) {
-                    Act::Hooks(self.one(&[0, 1, 30, 900, 4_000]))
+                    Act::Hooks(self.one(&[0, 1, 900, 4_000]))
                 } else {
                     Act::AuthFails(self.rng.random())
                 }

@@ -30,6 +30,8 @@ pub mod core;
 pub mod hooks;
 mod hub;
 mod shell;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod transport;
 
 pub use hooks::{

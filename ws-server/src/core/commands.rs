@@ -1003,7 +1003,14 @@ impl Tenant {
             Stage::Queued => self.requeue(wires, id),
             Stage::Final => {
                 agent.finished.push_back(id);
+                // The queue may have more: what was to be forgotten when the
+                // last hub was killed.
+                let too_many = agent.finished.len() > wires.limits.finished_per_agent;
+                let oldest = if too_many { agent.finished.front().copied() } else { None };
                 self.publish_command(wires, id);
+                if let Some(oldest) = oldest {
+                    self.forget_command(wires, oldest);
+                }
             }
             Stage::Accepting | Stage::Leasing | Stage::Dispatched | Stage::Running => {
                 agent.held.insert(id);

@@ -98,6 +98,7 @@ pub struct QueueError(pub String);
 /// - [`load`](Self::load) gives every command that is not forgotten, in any
 ///   order. It is called once, before the hub serves its first link. An empty
 ///   list means that nothing was ever accepted.
+/// - All of this is checked by `testing::command_queue` (feature `testing`).
 /// - [`epoch`](Self::epoch) names this memory: the same as long as nothing that
 ///   was accepted has been lost.
 pub trait CommandQueue: Send + Sync + 'static {

@@ -113,6 +113,7 @@ impl DashboardCore {
             let id = self.mint_request(now);
             return Some(say(Some(&id), DashboardToHub::RefreshToken(RefreshToken { token }), now));
         }
+        up.unsubscribe.append(&mut self.readers.take_unread());
         if !up.unsubscribe.is_empty() {
             let terminals = std::mem::take(&mut up.unsubscribe).into_iter().collect();
             let id = self.mint_request(now);

@@ -230,6 +230,9 @@ pub(super) struct Readers {
     awake: BTreeSet<ReaderId>,
     /// Targets whose subscription must be made anew.
     changed: BTreeSet<Target>,
+    /// Targets that nobody reads any more, and whose subscription would hold a
+    /// place in a stream that others want to read again.
+    unread: BTreeSet<Target>,
     /// Targets whose subscription this link has answered.
     answered: BTreeSet<Target>,
     /// Readers that know of an end in a stream that this link has not
@@ -316,9 +319,16 @@ impl Readers {
     /// Subscribes anew to every target that covers a stream: the hub moves its
     /// place in it only when none of them holds it.
     fn resubscribe(&mut self, stream: StreamId) {
-        let reads = |reader: &&Reader| !reader.is_over && reader.streams.contains_key(&stream);
+        let reads = |reader: &&Reader| reader.streams.contains_key(&stream);
         let targets = self.by_id.values().filter(reads).map(|reader| reader.target.clone());
-        self.changed.extend(targets);
+        let (wanted, unread): (Vec<_>, Vec<_>) = targets.partition(|target| self.is_wanted(target));
+        self.changed.extend(wanted);
+        self.unread.extend(unread);
+    }
+
+    /// Targets to unsubscribe from.
+    pub(super) fn take_unread(&mut self) -> BTreeSet<Target> {
+        std::mem::take(&mut self.unread)
     }
 
     fn is_wanted(&self, target: &Target) -> bool {
@@ -330,6 +340,7 @@ impl Readers {
         self.flows.clear();
         self.to_show.clear();
         self.answered.clear();
+        self.unread.clear();
         self.unannounced.clear();
         let wanted = self.by_id.values().filter(|reader| !reader.is_over);
         self.changed = wanted.map(|reader| reader.target.clone()).collect();
@@ -617,7 +628,7 @@ impl Readers {
 
     /// Whether the hub is to hear of something.
     pub(super) fn has_something_to_say(&self) -> bool {
-        !self.to_show.is_empty() || !self.changed.is_empty()
+        !self.to_show.is_empty() || !self.changed.is_empty() || !self.unread.is_empty()
     }
 
     /// A reader with something new.
