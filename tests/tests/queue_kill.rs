@@ -69,10 +69,10 @@ async fn no_kill_loses_what_was_accepted_or_runs_it_twice() {
             kills += 1;
             hub = stage.start_hub(&file, "").await;
             let command = within(asked).await.unwrap().unwrap();
-            let state = within(command.ended()).await.unwrap();
-            let exit = state.end.as_ref().and_then(|end| end.exit_code);
+            let ended = within(command.ended()).await.unwrap();
+            let exit = ended.end.as_ref().and_then(|end| end.exit_code);
             let name = format!("round {round}, {point}");
-            assert_eq!((state.status, exit), (CommandStatus::Completed, Some(7)), "{name}");
+            assert_eq!((ended.status, exit), (CommandStatus::Completed, Some(7)), "{name}");
             commands.push(command.id());
             let starts = stage.starts.lock().unwrap().clone();
             assert_eq!(starts.get(&command.id()), Some(&1), "{name}: starts");

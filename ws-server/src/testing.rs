@@ -96,7 +96,7 @@ pub async fn command_queue<Q: CommandQueue>(
 
     // Many at once.
     let many: Vec<StoredCommand> =
-        (10..110).map(|number| accepted("one", number, u64::from(number as u8))).collect();
+        (10..110).map(|number| accepted("one", number, number)).collect();
     let changes: Vec<QueueChange> =
         many.iter().map(|command| QueueChange::Accepted(Box::new(command.clone()))).collect();
     for result in join_all(changes.iter().map(|change| queue.apply(change))).await {
@@ -105,8 +105,8 @@ pub async fn command_queue<Q: CommandQueue>(
     expect(&queue, &many, "changes to different commands come concurrently").await;
     let queue = reopen(queue).await;
     expect(&queue, &many, "places and priorities are kept").await;
-    for command in &many {
-        apply(&queue, &forget("one", command.request.command.as_u128())).await;
+    for number in 10..110 {
+        apply(&queue, &forget("one", number)).await;
     }
 
     // A future that is dropped may have stored its change or not, and what
@@ -146,23 +146,28 @@ async fn expect(queue: &impl CommandQueue, expected: &[StoredCommand], obligatio
     assert_eq!(by_key(&loaded), by_key(expected), "{obligation}");
 }
 
+fn id(number: u64) -> CommandId {
+    CommandId::from_u128(number.into())
+}
+
 fn tenant(name: &str) -> TenantId {
     name.parse().expect("a name")
 }
 
-fn accepted(of: &str, number: u128, order: u64) -> StoredCommand {
+fn accepted(of: &str, number: u64, order: u64) -> StoredCommand {
+    let retry = number.is_multiple_of(5);
     StoredCommand {
         tenant: tenant(of),
         request: CommandRequest {
-            command: CommandId::from_u128(number),
+            command: id(number),
             agent: "build-1".parse().expect("a name"),
             spec: CommandSpec::from(Run::Argv(vec!["cargo".into(), "t\u{e9}st\n\"'".into()])),
-            priority: [Priority::High, Priority::Normal, Priority::Low][(number % 3) as usize],
-            deliver_within_ms: (number % 2 == 0).then_some(60_000),
-            retry: number % 5 == 0,
+            priority: if retry { Priority::High } else { Priority::Low },
+            deliver_within_ms: number.is_multiple_of(2).then_some(60_000),
+            retry,
         },
-        requested_by: (number % 2 == 0).then(|| "ann".parse().expect("a name")),
-        requested_at_ms: 1_764_000_000_000 + u64::from(number as u8),
+        requested_by: number.is_multiple_of(2).then(|| "ann".parse().expect("a name")),
+        requested_at_ms: 1_764_000_000_000 + number,
         order,
         status: CommandStatus::Queued,
         attempt: 0,
@@ -173,8 +178,8 @@ fn accepted(of: &str, number: u128, order: u64) -> StoredCommand {
     }
 }
 
-fn lease(of: &str, number: u128, attempt: u32) -> QueueChange {
-    let command = CommandId::from_u128(number);
+fn lease(of: &str, number: u64, attempt: u32) -> QueueChange {
+    let command = id(number);
     QueueChange::Leased { tenant: tenant(of), command, attempt, instance: INSTANCE }
 }
 
@@ -188,10 +193,10 @@ fn settled(leased: StoredCommand) -> StoredCommand {
     }
 }
 
-fn settle(of: &str, number: u128) -> QueueChange {
+fn settle(of: &str, number: u64) -> QueueChange {
     QueueChange::Settled {
         tenant: tenant(of),
-        command: CommandId::from_u128(number),
+        command: id(number),
         attempt: 1,
         status: CommandStatus::Completed,
         ended_at_ms: 1_764_000_000_999,
@@ -205,6 +210,6 @@ fn end() -> CommandEnd {
     CommandEnd { exit_code: Some(-1), end: 1 << 40, digest, ..CommandEnd::default() }
 }
 
-fn forget(of: &str, number: u128) -> QueueChange {
-    QueueChange::Forgotten { tenant: tenant(of), command: CommandId::from_u128(number) }
+fn forget(of: &str, number: u64) -> QueueChange {
+    QueueChange::Forgotten { tenant: tenant(of), command: id(number) }
 }

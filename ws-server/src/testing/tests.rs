@@ -75,7 +75,8 @@ impl CommandQueue for Broken {
                 command.tenant = tenant("one");
             }
             (QueueChange::Leased { command, .. }, Fault::MakesWhatIsNotThere) => {
-                let made = accepted("one", command.as_u128(), 1);
+                let number = u64::try_from(command.as_u128()).expect("a small one");
+                let made = accepted("one", number, 1);
                 self.queue.store(&QueueChange::Accepted(Box::new(made)));
             }
             _ => {} // nothing is wrong with that
