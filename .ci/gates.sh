@@ -73,6 +73,13 @@ gate_lives() {
     run cargo run --release -p trunkline-tests --bin lives -- --lives 20000 --marks
 }
 
+# Those four that no change may ever hide; the rest with `tests/mutants/run`.
+gate_mutants() {
+    run tests/mutants/run --check
+    run tests/mutants/run --lives 20000 no-fencing cursor-not-marked-dirty ok-before-stored \
+        superseded-link-still-counts
+}
+
 gate_demo() {
     run cargo build --example demo
     run cargo run --example demo -- --plain

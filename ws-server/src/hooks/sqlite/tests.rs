@@ -137,8 +137,9 @@ async fn an_end_is_kept_with_all_that_was_told_of_it() {
 async fn what_is_forgotten_stays_in_the_history_page_by_page() {
     let place = Place::new();
     let queue = place.open();
-    for n in 1..=7 {
-        all(&queue, [accept(&accepted(n, 1)), settle(n, 1_700_000_000_000 + n as u64 / 2)]).await;
+    for n in 1..=7u64 {
+        let ended = settle(n.into(), 1_700_000_000_000 + n / 2);
+        all(&queue, [accept(&accepted(n.into(), 1)), ended]).await;
     }
     all(&queue, [forget(1), forget(2), accept(&accepted(8, 1)), forget(8)]).await;
     let loaded = queue.load().await.expect("loaded");
