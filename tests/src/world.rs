@@ -850,7 +850,10 @@ impl World {
                     } else {
                         Ok(Identity::new(tenant, subject))
                     };
-                    self.later(self.hook_delay, Event::Authenticated(link, result));
+                    // Who asks first need not be answered first.
+                    let most = u64::try_from(self.hook_delay.as_millis()).unwrap_or(u64::MAX);
+                    let after = Duration::from_millis(self.rng.random_range(most.min(1)..=most));
+                    self.later(after, Event::Authenticated(link, result));
                 }
                 Effect::Store { tenant, command, change } => {
                     self.look_at(command, &change);
