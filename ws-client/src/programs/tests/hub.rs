@@ -17,8 +17,8 @@ use trunkline_protocol::ids::{CommandId, DashboardId, HubInstance, QueueEpoch, S
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     AgentToHub, Channel, CommandExecute, CommandInterrupt, CommandSpec, ConnectionAck, Envelope,
-    Feature, Greeting, Heartbeat, HubToAgent, InterruptStage, Peer, TerminalInput, TerminalResize,
-    TerminalSize, TerminalTaken,
+    ErrorCode, Feature, Greeting, Heartbeat, HubToAgent, InterruptStage, Peer, TerminalInput,
+    TerminalResize, TerminalSize, TerminalTaken,
 };
 
 use super::within;
@@ -278,6 +278,8 @@ async fn serve(
                         }
                         AgentToHub::Complete(complete) => end = Some(complete.end),
                         AgentToHub::Status(_) | AgentToHub::Accepted(_) | AgentToHub::Ping(_) => {}
+                        // Typed when the program had just ended.
+                        AgentToHub::Error(refusal) if refusal.code == ErrorCode::NotRunning => {}
                         other => panic!("unexpected: {other:?}"),
                     }
                 }
