@@ -14,7 +14,9 @@ pub use authenticator::{
 };
 pub use queue::{CommandQueue, MemoryQueue, QueueChange, QueueError, StoredCommand};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{HistoryCursor, HistoryPage, OpenError, SqliteQueue, SqliteQueueBuilder, Sync};
+pub use sqlite::{
+    HistoryCursor, HistoryPage, OpenError, SqliteQueue, SqliteQueueBuilder, Synchronous,
+};
 
 /// A boxed future, so that hooks are object-safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -35,7 +35,7 @@ const PAGE_MAX: u32 = 1000;
 
 /// When a change counts as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Sync {
+pub enum Synchronous {
     /// When the disk has it (`synchronous=FULL`): it survives a power cut, as
     /// far as the disk keeps what it said it had written. The default.
     #[default]
@@ -102,7 +102,7 @@ pub enum OpenError {
 #[derive(Debug, Clone)]
 pub struct SqliteQueueBuilder {
     path: PathBuf,
-    sync: Sync,
+    sync: Synchronous,
     history: Duration,
     busy_timeout: Duration,
     #[cfg(test)]
@@ -110,9 +110,9 @@ pub struct SqliteQueueBuilder {
 }
 
 impl SqliteQueueBuilder {
-    /// When a change counts as stored. [`Sync::Full`] unless set.
+    /// When a change counts as stored. [`Synchronous::Full`] unless set.
     #[must_use]
-    pub fn sync(mut self, sync: Sync) -> Self {
+    pub fn sync(mut self, sync: Synchronous) -> Self {
         self.sync = sync;
         self
     }
@@ -224,7 +224,7 @@ impl SqliteQueue {
     pub fn builder(path: impl AsRef<Path>) -> SqliteQueueBuilder {
         SqliteQueueBuilder {
             path: path.as_ref().to_owned(),
-            sync: Sync::default(),
+            sync: Synchronous::default(),
             history: Duration::from_secs(7 * 24 * 3600),
             busy_timeout: Duration::from_secs(2),
             #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 use trunkline_protocol::ids::QueueEpoch;
 
-use super::{OpenError, SqliteQueueBuilder, Sync};
+use super::{OpenError, SqliteQueueBuilder, Synchronous};
 
 /// Says whose file it is, in SQLite's own header: "trnq".
 const APPLICATION_ID: u32 = 0x7472_6e71;
@@ -61,8 +61,8 @@ pub(super) fn open(builder: &SqliteQueueBuilder) -> Result<Opened, OpenError> {
     }
     connection.pragma_update(None, "journal_mode", "WAL").map_err(sqlite)?;
     let synchronous = match builder.sync {
-        Sync::Full => "FULL",
-        Sync::Normal => "NORMAL",
+        Synchronous::Full => "FULL",
+        Synchronous::Normal => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous).map_err(sqlite)?;
     migrate(&mut connection).map_err(sqlite)?;
