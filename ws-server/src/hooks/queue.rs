@@ -46,7 +46,9 @@ pub enum QueueChange {
         tenant: TenantId,
         /// Which.
         command: CommandId,
-        /// The attempt, greater than every earlier one.
+        /// The attempt: greater than every earlier one that was sent to an
+        /// agent. One that was stored and never sent is leased again, perhaps
+        /// to another process.
         attempt: u32,
         /// The process.
         instance: InstanceId,
