@@ -187,6 +187,19 @@ impl AgentNode {
         }
     }
 
+    /// Whether it says that this attempt is its own: its program began, or its
+    /// journal has it as begun.
+    pub(crate) fn claims(&self, command: CommandId, attempt: u32) -> bool {
+        let in_journal = |journal: &SimJournal| {
+            journal.records.iter().any(|record| {
+                matches!(record, JournalRecord::Begun(begun)
+                    if (begun.command, begun.attempt) == (command, attempt))
+            })
+        };
+        self.began.contains_key(&(command, attempt))
+            || self.journal.as_ref().is_some_and(in_journal)
+    }
+
     /// All that it runs is gone.
     fn die(&mut self) {
         self.deaths += 1;

@@ -874,9 +874,8 @@ impl World {
                 self.accepted.insert(command, self.now);
             }
             QueueChange::Leased { attempt, .. } => {
-                let key = (command, *attempt);
-                if self.agents.iter().any(|node| node.began.contains_key(&key)) {
-                    return; // its agent claims it
+                if self.agents.iter().any(|node| node.claims(command, *attempt)) {
+                    return;
                 }
                 let stored = self.queue.stored();
                 let Some(leased) = stored.iter().find(|s| s.request.command == command) else {
