@@ -108,6 +108,9 @@ pub struct AgentNode {
     pub starts: BTreeMap<CommandId, u32>,
     /// How much each attempt has written.
     pub written: BTreeMap<(CommandId, u32), u64>,
+    /// How much was written before under the same number: a hub that lost its
+    /// memory counts from 1 again.
+    pub written_before: BTreeMap<(CommandId, u32), u64>,
     /// What was typed into the latest attempt at each command.
     pub typed: BTreeMap<CommandId, Vec<u8>>,
     /// When each attempt began.
@@ -169,6 +172,7 @@ impl AgentNode {
             programs: BTreeMap::new(),
             starts: BTreeMap::new(),
             written: BTreeMap::new(),
+            written_before: BTreeMap::new(),
             typed: BTreeMap::new(),
             began: BTreeMap::new(),
             twice: BTreeSet::new(),
@@ -244,7 +248,10 @@ impl AgentNode {
                         self.twice.insert(id);
                     }
                     self.fates.insert((id, attempt), Fate::Runs);
-                    self.written.insert((id, attempt), 0);
+                    if let Some(before) = self.written.insert((id, attempt), 0) {
+                        let most = self.written_before.entry((id, attempt)).or_default();
+                        *most = before.max(*most);
+                    }
                     self.typed.remove(&id); // that was another program's
                     let until = now.monotonic;
                     let program = Program { attempt, steps, until, stubborn, ends_at: None };
