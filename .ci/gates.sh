@@ -73,6 +73,13 @@ gate_lives() {
     run cargo run --release -p trunkline-tests --bin lives -- --lives 20000 --marks
 }
 
+# Each fault alone is a test like any other; two of them take minutes, and only
+# with optimisation.
+gate_model() {
+    run cargo test --release -p trunkline-tests --features model --test model -- \
+        --include-ignored no_fault no_two --nocapture
+}
+
 # Those four that no change may ever hide; the rest with `tests/mutants/run`.
 gate_mutants() {
     run tests/mutants/run --check

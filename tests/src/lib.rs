@@ -12,6 +12,8 @@ pub mod agent;
 pub mod cable;
 pub mod dashboard;
 pub mod life;
+#[cfg(feature = "model")]
+pub mod model;
 pub mod plan;
 pub mod world;
 

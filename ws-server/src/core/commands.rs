@@ -190,10 +190,10 @@ impl Command {
     }
 }
 
-/// What becomes of a command that must not start any more: if attempts were
+/// What becomes of a command that is not given out any more: if attempts were
 /// made, one of them may have run, or may yet.
-fn overdue(attempts: u32) -> CommandStatus {
-    if attempts > 0 { CommandStatus::Unknown } else { CommandStatus::Expired }
+fn unless_tried(attempts: u32, status: CommandStatus) -> CommandStatus {
+    if attempts > 0 { CommandStatus::Unknown } else { status }
 }
 
 fn no_such_command() -> Refusal {
@@ -300,7 +300,8 @@ impl Tenant {
         }
         match command.stage {
             Stage::Accepting | Stage::Queued | Stage::Leasing => {
-                self.end_command(wires, id, CommandStatus::Interrupted, None);
+                let status = unless_tried(command.attempt, CommandStatus::Interrupted);
+                self.end_command(wires, id, status, None);
             }
             Stage::Dispatched | Stage::Running => {
                 self.send_interrupt(wires, id);
@@ -354,7 +355,13 @@ impl Tenant {
                 break;
             }
             let Some(instance) = agent.seen.as_ref().map(|seen| seen.instance) else { break };
-            let Some((_, next)) = agent.queue.pop_first() else { break };
+            // Of one command one change at a time is stored: one that is being
+            // stored as it was comes when that is done.
+            let commands = &self.commands;
+            let is_free = |id: &CommandId| commands.get(id).is_none_or(|c| c.storing.is_none());
+            let next = agent.queue.iter().find(|(_, id)| is_free(id));
+            let Some((key, next)) = next.map(|(key, id)| (*key, *id)) else { break };
+            agent.queue.remove(&key);
             let Some(command) = self.commands.get_mut(&next) else { continue };
             changed = true;
             agent.held.insert(next);
@@ -438,7 +445,11 @@ impl Tenant {
                     self.answer_error(wires, &dashboard, request, refusal);
                 }
             }
-            (Storing::Adopt, _) => self.advance(wires, id),
+            (Storing::Adopt, _) => {
+                let agent = command.request.agent.clone();
+                self.advance(wires, id);
+                self.dispatch(wires, &agent);
+            }
             (Storing::Lease, true) => self.leased(wires, id),
             (Storing::Lease, false) => {
                 let agent = command.request.agent.clone();
@@ -505,7 +516,7 @@ impl Tenant {
             return;
         }
         if wires.now.monotonic >= command.deliver_by {
-            let status = overdue(command.attempt);
+            let status = unless_tried(command.attempt, CommandStatus::Expired);
             self.end_command(wires, id, status, None);
             return;
         }
@@ -740,8 +751,9 @@ impl Tenant {
             wires.send(link, HubToAgent::Settled(settled));
             return;
         };
-        if command.attempt > held.attempt && command.stage != Stage::Queued {
-            // A later attempt is out: this one is to end, whatever it does.
+        if command.attempt > held.attempt {
+            // A later attempt was given out: this one is to end, whatever it
+            // does.
             let stop =
                 CommandInterrupt { command: id, attempt: Some(held.attempt), grace_ms: None };
             let settled = CommandSettled { command: id, attempt: held.attempt };
@@ -888,11 +900,13 @@ impl Tenant {
         match command.stage {
             // The same process remembers everything it got: it never got this.
             Stage::Dispatched if same_process => {
-                if wires.now.monotonic >= command.deliver_by {
-                    let status = overdue(command.attempt.saturating_sub(1));
+                let before = command.attempt.saturating_sub(1);
+                if command.interrupt.is_some() {
+                    let status = unless_tried(before, CommandStatus::Interrupted);
                     self.end_command(wires, id, status, None);
-                } else if command.interrupt.is_some() {
-                    self.end_command(wires, id, CommandStatus::Interrupted, None);
+                } else if wires.now.monotonic >= command.deliver_by {
+                    let status = unless_tried(before, CommandStatus::Expired);
+                    self.end_command(wires, id, status, None);
                 } else {
                     self.send_execute(wires, id);
                 }
@@ -931,7 +945,7 @@ impl Tenant {
     pub(super) fn handle_deliver_by(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get(&id) else { return };
         if command.stage == Stage::Queued {
-            let status = overdue(command.attempt);
+            let status = unless_tried(command.attempt, CommandStatus::Expired);
             self.end_command(wires, id, status, None);
         }
     }
