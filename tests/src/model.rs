@@ -145,6 +145,8 @@ pub struct Machine {
     running: Option<(u32, bool)>,
     starts: BTreeMap<u32, u32>,
     ended: BTreeSet<u32>,
+    /// Attempts whose end the journal had when their process died.
+    kept_ends: BTreeSet<u32>,
     last: Option<CommandStatus>,
     /// The first promise that was broken.
     broken: Option<String>,
@@ -230,6 +232,7 @@ impl Machine {
             running: None,
             starts: BTreeMap::new(),
             ended: BTreeSet::new(),
+            kept_ends: BTreeSet::new(),
             last: None,
             broken: None,
         };
@@ -442,10 +445,13 @@ impl Machine {
 
     fn agent_dies(&mut self, written: bool) {
         self.left.agent_deaths -= 1;
-        if let Some(records) = self.writing.take()
-            && written
-        {
-            self.journal.extend(records);
+        if let Some(records) = self.writing.take() {
+            if written {
+                self.journal.extend(records);
+            }
+        } else if self.scope.journal {
+            // It had all that there was to write.
+            self.kept_ends.extend(&self.ended);
         }
         self.running = None;
         let number = self.scope.faults.agent_deaths - self.left.agent_deaths;
@@ -624,8 +630,8 @@ impl Machine {
             CommandStatus::Expired => self.starts.is_empty(),
             CommandStatus::Interrupted => self.left.interrupts < self.scope.faults.interrupts,
             CommandStatus::Unknown => {
-                self.left.agent_deaths < self.scope.faults.agent_deaths
-                    || self.agent.connection().is_over()
+                let died = self.left.agent_deaths < self.scope.faults.agent_deaths;
+                died && !self.kept_ends.contains(&attempt)
             }
             CommandStatus::Queued | CommandStatus::Dispatched | CommandStatus::Running => true,
             // The journal took too long.

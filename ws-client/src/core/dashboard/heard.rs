@@ -8,7 +8,7 @@ use trunkline_protocol::ids::{CommandId, RequestId};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     Accepted, CommandState, CommandStatus, ConnectionAck, ErrorCode, HubToDashboard, Peer,
-    Presence, Refusal, TerminalInputTaken,
+    Presence, Refusal, Target, TerminalInputTaken,
 };
 use trunkline_protocol::roster::RosterEvent;
 use trunkline_protocol::time::Now;
@@ -252,7 +252,11 @@ impl DashboardCore {
         if let Link::Up(up) = &mut self.link
             && let Some(targets) = up.subscribing.remove(&id)
         {
-            for target in targets {
+            // A later subscription to the same target is under way: what comes
+            // until it is answered goes by this one.
+            let is_latest =
+                |target: &Target| !up.subscribing.values().flatten().any(|later| later == target);
+            for target in targets.into_iter().filter(is_latest) {
                 self.readers.handle_subscribed(&target);
             }
             self.consider_unannounced(now);

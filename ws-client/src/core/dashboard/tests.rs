@@ -444,6 +444,25 @@ fn a_second_terminal_begins_at_the_start_and_disturbs_nobody() {
 }
 
 #[test]
+fn what_is_opened_for_an_earlier_subscription_says_nothing_of_a_later_one() {
+    let mut w = World::up();
+    let first = w.read(C);
+    w.open(S1, 0, 0);
+    w.output(S1, 0, "abc");
+    assert_eq!(w.text(first), "abc");
+    let second = w.core.read(Target::Command(C), Reading::default(), w.now);
+    let earlier = w.envelopes();
+    let third = w.core.read(Target::Command(C), Reading::default(), w.now);
+    let later = w.envelopes();
+    w.ok(&earlier[0].id.clone().unwrap(), Accepted::default());
+    w.open(S1, 3, 3);
+    w.ok(&later[0].id.clone().unwrap(), Accepted::default());
+    w.open(S1, 0, 3);
+    w.output(S1, 0, "abc");
+    assert_eq!((w.text(second).as_str(), w.text(third).as_str()), ("abc", "abc"));
+}
+
+#[test]
 fn the_last_reader_of_a_target_ends_its_subscription() {
     let mut w = World::up();
     let (one, other) = (w.read(C), w.read(C));
