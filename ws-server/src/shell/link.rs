@@ -9,15 +9,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use futures_util::task::AtomicWaker;
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use trunkline_protocol::frame::Frame;
 use trunkline_protocol::message::Secret;
 
 use super::Shared;
+use super::wake_up::WakeUp;
 use crate::core::LinkId;
 use crate::transport::Violation;
 
@@ -40,36 +39,6 @@ const OUTBOX_BYTES: usize = 64 * 1024;
 
 /// Times the core is asked before the transport is flushed.
 const ROUNDS: usize = 4;
-
-/// Tells a link's task that the core has something for it.
-#[derive(Default)]
-pub(super) struct WakeUp {
-    pending: AtomicBool,
-    stopped: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl WakeUp {
-    pub(super) fn wake(&self) {
-        if !self.pending.swap(true, Ordering::AcqRel) {
-            self.waker.wake();
-        }
-    }
-
-    /// Ends the link, without a word.
-    pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-        self.wake();
-    }
-
-    /// Whether it was woken since the last look. Whatever the answer, the task
-    /// is woken by what comes next: waking used up its waker, so that is
-    /// registered anew before looking.
-    fn poll(&self, cx: &Context<'_>) -> bool {
-        self.waker.register(cx.waker());
-        self.pending.swap(false, Ordering::AcqRel)
-    }
-}
 
 /// Lets go of the link however its task ends.
 struct Registered {
@@ -161,7 +130,7 @@ impl<T: Transport> LinkTask<T> {
             };
             let woken = self.wake.poll(cx);
             self.more |= woken;
-            if self.wake.stopped.load(Ordering::Acquire) {
+            if self.wake.is_stopped() {
                 return Poll::Ready(Over::Lost);
             }
             match self.poll_write(cx) {
@@ -309,37 +278,4 @@ enum Wrote {
     Round,
     /// The close.
     Close,
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::task::{Wake, Waker};
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn every_wake_after_a_look_wakes_the_task() {
-        let woken = Arc::new(Woken::default());
-        let waker = Waker::from(Arc::clone(&woken));
-        let cx = Context::from_waker(&waker);
-        let wake = WakeUp::default();
-        assert!(!wake.poll(&cx));
-        for round in 1..=3 {
-            wake.wake();
-            wake.wake();
-            assert_eq!(woken.0.load(Ordering::Relaxed), round);
-            assert!(wake.poll(&cx));
-        }
-        assert!(!wake.poll(&cx));
-    }
 }

@@ -6,6 +6,7 @@
 
 mod clock;
 mod link;
+mod wake_up;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,10 +18,17 @@ use trunkline_protocol::ids::{CommandId, TenantId};
 use trunkline_protocol::time::Now;
 
 use self::clock::Clock;
-use self::link::WakeUp;
 pub(crate) use self::link::run_link;
+use self::wake_up::WakeUp;
 use crate::core::{Core, Effect, LinkId};
 use crate::hooks::{AuthError, Authenticator, CommandQueue, Credentials, QueueChange, QueueError};
+
+/// What [`wake_up`] is made of.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering};
+
+    pub(super) use futures_util::task::AtomicWaker;
+}
 
 pub(crate) struct Shared {
     inside: Mutex<Inside>,
@@ -245,5 +253,38 @@ impl Shared {
                 None => rearm.await,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn every_wake_after_a_look_wakes_the_task() {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let cx = Context::from_waker(&waker);
+        let wake = WakeUp::default();
+        assert!(!wake.poll(&cx));
+        for round in 1..=3 {
+            wake.wake();
+            wake.wake();
+            assert_eq!(woken.0.load(Ordering::Relaxed), round);
+            assert!(wake.poll(&cx));
+        }
+        assert!(!wake.poll(&cx));
     }
 }
