@@ -7,8 +7,11 @@ use trunkline_client::core::agent::{
     AgentCore, AgentOutput, AgentSetup, Attempts, JournalRecord, Recovered,
 };
 use trunkline_client::{ExecutionEvent, Outcome};
+use trunkline_protocol::codec::{self, Rules};
+use trunkline_protocol::frame::Frame;
 use trunkline_protocol::ids::{CommandId, InstanceId};
-use trunkline_protocol::message::{Channel, Run};
+use trunkline_protocol::limits::Limits;
+use trunkline_protocol::message::{Channel, Greeting, Run};
 use trunkline_protocol::time::Now;
 
 /// One thing that a program does.
@@ -117,6 +120,8 @@ pub struct AgentNode {
     pub began: BTreeMap<(CommandId, u32), Duration>,
     /// Commands of which one attempt began more than once.
     pub twice: BTreeSet<CommandId>,
+    /// The attempts that its greetings named.
+    pub listed: BTreeSet<(CommandId, u32)>,
     /// What became of each attempt.
     pub fates: BTreeMap<(CommandId, u32), Fate>,
     /// How often its process died or was sent away for good.
@@ -176,6 +181,7 @@ impl AgentNode {
             typed: BTreeMap::new(),
             began: BTreeMap::new(),
             twice: BTreeSet::new(),
+            listed: BTreeSet::new(),
             fates: BTreeMap::new(),
             deaths: 0,
         }
@@ -191,17 +197,18 @@ impl AgentNode {
         }
     }
 
-    /// Whether it says that this attempt is its own: its program began, or its
-    /// journal has it as begun.
-    pub(crate) fn claims(&self, command: CommandId, attempt: u32) -> bool {
-        let in_journal = |journal: &SimJournal| {
-            journal.records.iter().any(|record| {
-                matches!(record, JournalRecord::Begun(begun)
-                    if (begun.command, begun.attempt) == (command, attempt))
-            })
-        };
-        self.began.contains_key(&(command, attempt))
-            || self.journal.as_ref().is_some_and(in_journal)
+    /// Notes which attempts it says are its own, if this frame is a greeting.
+    pub(crate) fn note_greeting(&mut self, frame: &Frame) {
+        let Frame::Text(text) = frame else { return };
+        if !text.starts_with(br#"{"type":"agent:connect""#) {
+            return;
+        }
+        for message in codec::decode::<Greeting>(frame, Rules::from(&Limits::default())) {
+            let message = message.expect("an agent speaks as agreed").message;
+            let Greeting::Agent(greeting) = message else { panic!("it is an agent's") };
+            let listed = greeting.commands.iter().map(|held| (held.command, held.attempt));
+            self.listed.extend(listed);
+        }
     }
 
     /// All that it runs is gone.

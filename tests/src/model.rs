@@ -145,8 +145,6 @@ pub struct Machine {
     running: Option<(u32, bool)>,
     starts: BTreeMap<u32, u32>,
     ended: BTreeSet<u32>,
-    /// Attempts whose end the journal had when their process died.
-    kept_ends: BTreeSet<u32>,
     last: Option<CommandStatus>,
     /// The first promise that was broken.
     broken: Option<String>,
@@ -232,7 +230,6 @@ impl Machine {
             running: None,
             starts: BTreeMap::new(),
             ended: BTreeSet::new(),
-            kept_ends: BTreeSet::new(),
             last: None,
             broken: None,
         };
@@ -445,13 +442,10 @@ impl Machine {
 
     fn agent_dies(&mut self, written: bool) {
         self.left.agent_deaths -= 1;
-        if let Some(records) = self.writing.take() {
-            if written {
-                self.journal.extend(records);
-            }
-        } else if self.scope.journal {
-            // It had all that there was to write.
-            self.kept_ends.extend(&self.ended);
+        if let Some(records) = self.writing.take()
+            && written
+        {
+            self.journal.extend(records);
         }
         self.running = None;
         let number = self.scope.faults.agent_deaths - self.left.agent_deaths;
@@ -631,7 +625,7 @@ impl Machine {
             CommandStatus::Interrupted => self.left.interrupts < self.scope.faults.interrupts,
             CommandStatus::Unknown => {
                 let died = self.left.agent_deaths < self.scope.faults.agent_deaths;
-                died && !self.kept_ends.contains(&attempt)
+                died && !self.is_end_in_journal(attempt)
             }
             CommandStatus::Queued | CommandStatus::Dispatched | CommandStatus::Running => true,
             // The journal took too long.
@@ -682,6 +676,15 @@ impl Machine {
             }
         }
         happened
+    }
+
+    fn is_end_in_journal(&self, attempt: u32) -> bool {
+        self.journal.iter().any(|record| match record {
+            JournalRecord::Ended(ended) => {
+                ended.attempt == attempt && ended.status != CommandStatus::Unknown
+            }
+            JournalRecord::Begun(_) | JournalRecord::Settled(_) => false,
+        })
     }
 
     fn begins(&mut self, attempt: u32) {

@@ -874,7 +874,7 @@ impl World {
                 self.accepted.insert(command, self.now);
             }
             QueueChange::Leased { attempt, .. } => {
-                if self.agents.iter().any(|node| node.claims(command, *attempt)) {
+                if self.agents.iter().any(|node| node.listed.contains(&(command, *attempt))) {
                     return;
                 }
                 let stored = self.queue.stored();
@@ -958,6 +958,9 @@ impl World {
                     break;
                 };
                 happened = true;
+                if let Peer::Agent(n) = peer {
+                    self.agents[n].note_greeting(&frame);
+                }
                 let close = match &frame {
                     Frame::Close(close) => Some(close.clone()),
                     Frame::Text(_) | Frame::Binary(_) => None,

@@ -40,6 +40,9 @@ struct Orders {
     marks: bool,
 }
 
+const USAGE: &str =
+    "there are --lives N, --from SEED, --threads N, --marks; --seed N; --plan FILE";
+
 fn orders() -> Result<Orders, String> {
     let mut orders = Orders { lives: 10_000, ..Orders::default() };
     let mut words = std::env::args().skip(1);
@@ -47,6 +50,9 @@ fn orders() -> Result<Orders, String> {
         if word == "--marks" {
             orders.marks = true;
             continue;
+        }
+        if matches!(word.as_str(), "--help" | "-h") {
+            return Err(USAGE.into());
         }
         let value = words.next().ok_or_else(|| format!("{word} wants a value"))?;
         let number = || value.parse::<u64>().map_err(|_| format!("{word} wants a number"));
@@ -57,9 +63,7 @@ fn orders() -> Result<Orders, String> {
             "--threads" => orders.threads = Some(usize::try_from(number()?).unwrap_or(1)),
             "--plan" => orders.plan = Some(value),
             _ => {
-                return Err(format!(
-                    "{word}: there are --lives N, --from SEED, --threads N, --marks; --seed N; --plan FILE"
-                ));
+                return Err(format!("{word}: {USAGE}"));
             }
         }
     }
