@@ -15,6 +15,8 @@ pub mod life;
 #[cfg(feature = "model")]
 pub mod model;
 pub mod plan;
+pub mod process;
+pub mod proxy;
 pub mod world;
 
 pub use world::{Memory, Peer, Storage, World};
