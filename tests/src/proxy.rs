@@ -100,6 +100,12 @@ enum Fate {
     Broken(Cut),
 }
 
+impl Fate {
+    fn is_broken(self) -> bool {
+        matches!(self, Self::Broken(_))
+    }
+}
+
 #[derive(Debug)]
 struct Lane {
     weather: watch::Sender<Weather>,
@@ -143,7 +149,8 @@ impl Lane {
 
 #[derive(Debug)]
 struct Shared {
-    target: Mutex<SocketAddr>,
+    /// Nowhere while there is none: a free port may soon be somebody else's.
+    target: Mutex<Option<SocketAddr>>,
     refuses: Mutex<bool>,
     up: Lane,
     down: Lane,
@@ -177,17 +184,17 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// A cable to `target`, on a free port of 127.0.0.1. It runs on the present
-    /// runtime.
+    /// A cable to `target`, on a free port of 127.0.0.1; without a target it
+    /// refuses whoever dials. It runs on the present runtime.
     ///
     /// # Errors
     ///
     /// When there is no port.
-    pub async fn start(target: SocketAddr) -> io::Result<Self> {
+    pub async fn start(target: impl Into<Option<SocketAddr>>) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            target: Mutex::new(target),
+            target: Mutex::new(target.into()),
             refuses: Mutex::new(false),
             up: Lane::new(),
             down: Lane::new(),
@@ -210,9 +217,9 @@ impl Proxy {
         format!("ws://{}", self.address)
     }
 
-    /// Leads connections to come to another target.
-    pub fn lead_to(&self, target: SocketAddr) {
-        *locked(&self.shared.target) = target;
+    /// Leads connections to come to another target, or refuses them.
+    pub fn lead_to(&self, target: impl Into<Option<SocketAddr>>) {
+        *locked(&self.shared.target) = target.into();
     }
 
     /// Whether connections to come are reset at once.
@@ -236,6 +243,12 @@ impl Proxy {
     /// many there were.
     pub fn half_open(&self) -> usize {
         self.decide(Fate::Swallowed)
+    }
+
+    /// Closes both ends of every connection that is swallowed: a peer that
+    /// still waits hears that it is gone. Says how many there were.
+    pub fn cut_swallowed(&self) -> usize {
+        self.decide_where(|fate| fate == Fate::Swallowed, Fate::Broken(Cut::Close))
     }
 
     /// Lets `bytes` more pass on one way, over all connections, and cuts the
@@ -306,15 +319,23 @@ impl Proxy {
     }
 
     fn decide(&self, fate: Fate) -> usize {
+        match fate {
+            Fate::Broken(_) => self.decide_where(|present| !present.is_broken(), fate),
+            Fate::Swallowed | Fate::Carried => {
+                self.decide_where(|present| present == Fate::Carried, fate)
+            }
+        }
+    }
+
+    fn decide_where(&self, concerns: impl Fn(Fate) -> bool, fate: Fate) -> usize {
         let live = locked(&self.shared.live);
         let changed = live.values().filter(|connection| {
             connection.send_if_modified(|present| {
-                let is_news = *present == Fate::Carried
-                    || matches!((*present, fate), (Fate::Swallowed, Fate::Broken(_)));
-                if *present == Fate::Carried {
-                    self.shared.broken.fetch_add(1, Ordering::AcqRel);
-                }
+                let is_news = concerns(*present);
                 if is_news {
+                    if *present == Fate::Carried {
+                        self.shared.broken.fetch_add(1, Ordering::AcqRel);
+                    }
                     *present = fate;
                 }
                 is_news
@@ -359,10 +380,10 @@ async fn connect(near: TcpStream, number: u64, shared: Arc<Shared>) {
     let target = *locked(&shared.target);
     let refuses = *locked(&shared.refuses);
     let dialled = async {
-        if refuses {
-            return Err(io::ErrorKind::ConnectionRefused.into());
+        match target {
+            Some(target) if !refuses => TcpStream::connect(target).await,
+            Some(_) | None => Err(io::ErrorKind::ConnectionRefused.into()),
         }
-        TcpStream::connect(target).await
     };
     let far = tokio::select! {
         biased;
@@ -413,7 +434,7 @@ async fn carry(
 
 /// Waits until the connection is to be broken.
 async fn broken(fate: &mut watch::Receiver<Fate>) -> Cut {
-    match fate.wait_for(|fate| matches!(fate, Fate::Broken(_))).await.as_deref() {
+    match fate.wait_for(|fate| fate.is_broken()).await.as_deref() {
         Ok(Fate::Broken(cut)) => *cut,
         // Not waited for; or taken from the list, which this holds.
         Ok(Fate::Carried | Fate::Swallowed) | Err(_) => Cut::Close,
