@@ -76,6 +76,8 @@ pub struct Counts {
     pub refused: u64,
     /// Connections that were cut, reset, or swallowed from here.
     pub broken: u64,
+    /// Those among them that were cut after so many bytes.
+    pub cut_by_bytes: u64,
     /// Bytes passed on to the target.
     pub up: u64,
     /// Bytes passed on to whoever dialled.
@@ -111,6 +113,7 @@ struct Lane {
     weather: watch::Sender<Weather>,
     /// After how many more bytes, and how, whatever then sends is cut.
     fuse: Mutex<Option<(u64, Cut)>>,
+    blown: AtomicU64,
     passed: AtomicU64,
 }
 
@@ -119,31 +122,27 @@ impl Lane {
         Self {
             weather: watch::Sender::new(Weather::default()),
             fuse: Mutex::new(None),
+            blown: AtomicU64::new(0),
             passed: AtomicU64::new(0),
         }
     }
 
-    /// How many of `wanted` bytes may still pass; none when the fuse blows,
-    /// which it does once.
-    fn spend(&self, wanted: usize) -> Result<usize, Cut> {
+    /// How many of `wanted` bytes may pass now.
+    fn spend(&self, wanted: usize) -> usize {
         let mut fuse = locked(&self.fuse);
-        let Some((left, cut)) = &mut *fuse else { return Ok(wanted) };
+        let Some((left, _)) = &mut *fuse else { return wanted };
         let may = usize::try_from(*left).unwrap_or(usize::MAX).min(wanted);
-        if may == 0 {
-            let cut = *cut;
-            *fuse = None;
-            return Err(cut);
-        }
         *left -= may as u64;
-        Ok(may)
+        may
     }
 
-    fn is_burnt(&self) -> Result<(), Cut> {
-        let mut fuse = locked(&self.fuse);
-        match fuse.take_if(|(left, _)| *left == 0) {
-            Some((_, cut)) => Err(cut),
-            None => Ok(()),
-        }
+    /// Blows the fuse if all that it allowed is spent: it does so once.
+    fn check(&self) -> Result<(), Cut> {
+        let Some((_, cut)) = locked(&self.fuse).take_if(|(left, _)| *left == 0) else {
+            return Ok(());
+        };
+        self.blown.fetch_add(1, Ordering::AcqRel);
+        Err(cut)
     }
 }
 
@@ -300,10 +299,12 @@ impl Proxy {
     pub fn counts(&self) -> Counts {
         let shared = &self.shared;
         let read = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        let cut_by_bytes = read(&shared.up.blown) + read(&shared.down.blown);
         Counts {
             connections: read(&shared.connections),
             refused: read(&shared.refused),
-            broken: read(&shared.broken),
+            broken: read(&shared.broken) + cut_by_bytes,
+            cut_by_bytes,
             up: read(&shared.up.passed),
             down: read(&shared.down.passed),
         }
@@ -501,11 +502,12 @@ async fn write(
             let most = present
                 .bytes_per_second
                 .map_or(most, |rate| usize::try_from(at_once(rate)).unwrap_or(most).min(most));
-            let length = lane.spend(most)?;
+            lane.check()?;
+            let length = lane.spend(most);
             let part = data.split_to(length);
             to.write_all(&part).await.map_err(|_| Cut::Reset)?;
             lane.passed.fetch_add(length as u64, Ordering::AcqRel);
-            lane.is_burnt()?;
+            lane.check()?;
             if let Some(rate) = present.bytes_per_second {
                 let takes = Duration::from_micros(length as u64 * 1_000_000 / rate);
                 let until = now() + takes;

@@ -10,23 +10,17 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::net::TcpListener;
+use tokio::process::Command;
 use trunkline_client::journal::{Journal, JournalError, JournalRecord, Recovered};
 use trunkline_client::{
     Agent, BoxFuture, Dashboard, FileJournal, Programs, Request, Terminal, TerminalEvent,
 };
 use trunkline_protocol::message::{CommandState, CommandStatus};
 use trunkline_server::Hub;
-
-/// Longest that anything here may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use trunkline_tests::process::{Process, within};
+use trunkline_tests::proxy::Proxy;
 
 /// Where the agent's process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,12 +88,10 @@ fn check(point: Point, cut: bool, retry: bool, seen: &Seen, name: &str) {
 
 // ---- below the story ----------------------------------------------------------
 
-/// A hub, a cable to it that can be cut, a dashboard, and a folder.
+/// A hub, the agent's cable to it, a dashboard, and a folder.
 struct Stage {
     dashboard: Dashboard,
-    cable: watch::Sender<bool>,
-    /// Where the agent dials.
-    url: String,
+    cable: Proxy,
     folder: tempfile::TempDir,
 }
 
@@ -116,15 +108,8 @@ impl Stage {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { hub.serve(listener).await });
         let dashboard = Dashboard::builder(&format!("ws://{address}")).unwrap().connect();
-        let (cable, whole) = watch::channel(true);
-        let agents = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("ws://{}", agents.local_addr().unwrap());
-        tokio::spawn(async move {
-            while let Ok((near, _)) = agents.accept().await {
-                tokio::spawn(carry(near, address, whole.clone()));
-            }
-        });
-        Self { dashboard, cable, url, folder: tempfile::tempdir().unwrap() }
+        let cable = Proxy::start(address).await.unwrap();
+        Self { dashboard, cable, folder: tempfile::tempdir().unwrap() }
     }
 
     /// A command, an agent that dies over it, and the next one.
@@ -138,37 +123,35 @@ impl Stage {
         if !matches!(point, Point::BeforeBegun | Point::AfterBegun) {
             shows_that_it_runs(&mut command.terminal()).await;
             if cut {
-                self.cable.send_replace(false);
+                self.cable.refuse(true);
+                self.cable.cut();
             }
             if point == Point::Running {
-                first.start_kill().unwrap();
+                first.kill().await;
             } else {
                 std::fs::write(&go, "").unwrap();
             }
         }
-        let died = within(first.wait()).await.unwrap();
+        let died = first.died().await;
         assert_eq!(died.signal(), Some(9), "{died}");
         // Lets a program that outlived its agent end, and the next one too.
         std::fs::write(&go, "").unwrap();
-        self.cable.send_replace(true);
+        self.cable.heal();
         let mut second = self.agent(None);
         let state = within(command.ended()).await.unwrap();
-        second.start_kill().unwrap();
-        within(second.wait()).await.unwrap();
+        second.kill().await;
         let starts = std::fs::read_to_string(&starts).unwrap_or_default();
         Seen { state: (*state).clone(), starts: u32::try_from(starts.lines().count()).unwrap() }
     }
 
-    fn agent(&self, dies: Option<Point>) -> Child {
-        Command::new(std::env::current_exe().unwrap())
+    fn agent(&self, dies: Option<Point>) -> Process {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["--ignored", "--exact", "an_agent_process"])
-            .env("TRUNKLINE_HUB", &self.url)
+            .env("TRUNKLINE_HUB", self.cable.url())
             .env("TRUNKLINE_JOURNAL", self.folder.path().join("agent.journal"))
-            .env("TRUNKLINE_DIES", dies.map(|point| format!("{point:?}")).unwrap_or_default())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap()
+            .env("TRUNKLINE_DIES", dies.map(|point| format!("{point:?}")).unwrap_or_default());
+        Process::start(&mut command)
     }
 }
 
@@ -188,23 +171,6 @@ async fn shows_that_it_runs(terminal: &mut Terminal) {
             None => panic!("it ended before it ran"),
         }
     }
-}
-
-/// Carries bytes both ways for as long as the cable is whole.
-async fn carry(mut near: TcpStream, to: std::net::SocketAddr, mut whole: watch::Receiver<bool>) {
-    let carried = async {
-        let mut far = TcpStream::connect(to).await?;
-        copy_bidirectional(&mut near, &mut far).await
-    };
-    tokio::select! {
-        biased;
-        _ = whole.wait_for(|whole| !whole) => {}
-        _ = carried => {}
-    }
-}
-
-async fn within<F: Future>(what: F) -> F::Output {
-    timeout(PATIENCE, what).await.expect("in time")
 }
 
 // ---- the agent's process ------------------------------------------------------

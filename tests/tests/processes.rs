@@ -244,7 +244,7 @@ async fn read_afresh(fresh: &Dashboard, asked: &Asked, roster: &Roster) -> Optio
 
 fn in_a_line(tally: &Tally) -> String {
     format!(
-        "{} commands, {} faults, {} connections, {:.1} MB compared, {} gaps",
+        "{} commands, {} faults, {} connections, {:.1} MB compared, gaps: {}",
         tally.commands.values().sum::<u64>(),
         tally.done.values().sum::<u64>(),
         tally.connections,

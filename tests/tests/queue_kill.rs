@@ -12,15 +12,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, BufReader, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
+use tokio::net::TcpListener;
+use tokio::process::Command;
 use tokio::sync::watch;
-use tokio::time::timeout;
 use trunkline_client::{Agent, Backoff, Dashboard, Execution, Outcome, Request};
 use trunkline_protocol::ids::{CommandId, QueueEpoch};
 use trunkline_protocol::message::{Channel, CommandStatus};
@@ -28,9 +25,8 @@ use trunkline_server::Hub;
 use trunkline_server::hooks::{
     BoxFuture, CommandQueue, QueueChange, QueueError, SqliteQueue, StoredCommand,
 };
-
-/// Longest that anything here may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use trunkline_tests::process::{Process, within};
+use trunkline_tests::proxy::Proxy;
 
 /// Where the hub's process dies: at a change, before it is stored or after,
 /// before anybody hears so; or from outside, once the program runs.
@@ -54,7 +50,7 @@ async fn no_kill_loses_what_was_accepted_or_runs_it_twice() {
     let mut hub = stage.start_hub(&file, "").await;
     for round in 0..rounds {
         for point in POINTS {
-            end(&mut hub).await;
+            hub.kill().await;
             let mut doomed = stage.start_hub(&file, point).await;
             let dashboard = stage.dashboard.clone();
             let asked = tokio::spawn(async move { dashboard.run("a", Request::text("go")).await });
@@ -62,9 +58,9 @@ async fn no_kill_loses_what_was_accepted_or_runs_it_twice() {
                 within(stage.started.clone().wait_for(|count| *count > commands.len()))
                     .await
                     .unwrap();
-                doomed.start_kill().unwrap();
+                doomed.kill().await;
             }
-            let died = within(doomed.wait()).await.unwrap();
+            let died = doomed.died().await;
             assert_eq!(died.signal(), Some(9), "{point}: {died}");
             kills += 1;
             hub = stage.start_hub(&file, "").await;
@@ -79,7 +75,7 @@ async fn no_kill_loses_what_was_accepted_or_runs_it_twice() {
             assert_eq!(starts.len(), commands.len(), "{name}: nothing else was started");
         }
     }
-    end(&mut hub).await;
+    hub.kill().await;
     let kept = SqliteQueue::open(&file).unwrap().load().await.unwrap();
     // The roster keeps 100; what a killed hub could not forget any more stays.
     assert!(kept.len() >= commands.len().min(100) && kept.len() < 110, "{} are kept", kept.len());
@@ -89,28 +85,21 @@ async fn no_kill_loses_what_was_accepted_or_runs_it_twice() {
 
 // ---- below the story ----------------------------------------------------------
 
-/// An agent and a dashboard, which live through it all, and the place where
+/// An agent and a dashboard, which live through it all, and the cable on which
 /// they dial whichever hub there is.
 struct Stage {
     dashboard: Dashboard,
     /// How often each command was started.
     starts: Arc<Mutex<HashMap<CommandId, u32>>>,
     started: watch::Receiver<usize>,
-    hub: watch::Sender<Option<SocketAddr>>,
+    cable: Proxy,
     _agent: Agent,
 }
 
 impl Stage {
     async fn set() -> Self {
-        let (hub, address) = watch::channel(None);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("ws://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                let to = *address.borrow();
-                tokio::spawn(carry(near, to));
-            }
-        });
+        let cable = Proxy::start(None).await.unwrap();
+        let url = cable.url();
         let backoff = Backoff {
             first: Duration::from_millis(20),
             base: Duration::from_millis(50),
@@ -131,44 +120,21 @@ impl Stage {
             }
         });
         let dashboard = Dashboard::builder(&url).unwrap().backoff(backoff).connect();
-        Self { dashboard, starts, started, hub, _agent: agent }
+        Self { dashboard, starts, started, cable, _agent: agent }
     }
 
     /// A hub that dies at a point, if one is named.
-    async fn start_hub(&self, file: &Path, dies: &str) -> Child {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+    async fn start_hub(&self, file: &Path, dies: &str) -> Process {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["--ignored", "--exact", "a_hub_process", "--nocapture"])
             .env("TRUNKLINE_QUEUE", file)
-            .env("TRUNKLINE_DIES", dies)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        loop {
-            let line = within(lines.next_line()).await.unwrap().expect("it listens");
-            if let Some(address) = line.strip_prefix("listens on ") {
-                self.hub.send_replace(Some(address.parse().unwrap()));
-                break;
-            }
-        }
-        child
+            .env("TRUNKLINE_DIES", dies);
+        let hub = Process::start(&mut command);
+        let address: SocketAddr = hub.says("listens on ").await.parse().unwrap();
+        self.cable.lead_to(address);
+        hub
     }
-}
-
-async fn end(hub: &mut Child) {
-    hub.start_kill().unwrap();
-    within(hub.wait()).await.unwrap();
-}
-
-async fn carry(mut near: TcpStream, to: Option<SocketAddr>) {
-    let Some(to) = to else { return };
-    let Ok(mut far) = TcpStream::connect(to).await else { return };
-    let _ = copy_bidirectional(&mut near, &mut far).await; // however it ends
-}
-
-async fn within<F: Future>(what: F) -> F::Output {
-    timeout(PATIENCE, what).await.expect("in time")
 }
 
 // ---- the hub's process ---------------------------------------------------------

@@ -141,6 +141,7 @@ async fn a_cut_falls_after_the_byte_that_was_named() {
         let counts = proxy.counts();
         let passed = if way == Way::Up { counts.up } else { counts.down };
         assert_eq!(passed, 5 + 1234, "{way:?}");
+        assert_eq!((counts.broken, counts.cut_by_bytes), (1, 1), "{way:?}");
         if way == Way::Down {
             assert!(back == data[..1234], "{} came back", back.len());
         } else {

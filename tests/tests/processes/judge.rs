@@ -10,7 +10,7 @@ use trunkline_protocol::roster::Roster;
 use crate::people::{Asked, Heard, is_true_of, marks};
 use crate::plan::{DASHBOARDS, Pace, Who};
 use crate::reader::{Reading, Seen};
-use crate::stage::{KEEPS_QUEUE, Stage};
+use crate::stage::{KEEPS_QUEUE, Kills, Stage};
 
 /// Below this a stream fits every log and every tail.
 const FITS_BYTES: u64 = 3 * 1024 * 1024;
@@ -59,49 +59,53 @@ pub(crate) fn judge(
     roster: &Roster,
     fresh: &[Option<Reading>],
 ) -> Tally {
-    let mut tally = Tally { done: stage.done.clone(), ..Tally::default() };
+    let mut tally = Tally { done: stage.done(), ..Tally::default() };
     (tally.carried, tally.connections) = stage.carried();
     for (asked, fresh) in asked.iter().zip(fresh) {
-        let how = judge_command(stage, asked, roster);
+        let how = judge_command(&stage.kills, asked, roster);
         *tally.commands.entry(how).or_insert(0) += 1;
         let Ok(heard) = &asked.answer else { continue };
-        let readings = heard.readings.iter().zip(asked.ask.readers).chain(
-            // Whoever comes now reads everything there is.
-            fresh.iter().map(|reading| (reading, Pace::Prompt)),
-        );
+        let seen = heard.seen.iter().map(|seen| seen.as_ref().map(|seen| &seen.reading));
+        let readings = seen.zip(asked.ask.readers).chain([(fresh.as_ref(), Pace::Prompt)]);
         for (number, (reading, pace)) in readings.enumerate() {
+            let Some(reading) = reading else { continue };
             let name = format!("command {}, reader {number}", asked.ask.number);
-            judge_reading(stage, asked, heard, reading, pace, &name, &mut tally);
+            judge_reading(&stage.kills, asked, heard, reading, pace, &name, &mut tally);
         }
     }
     tally
 }
 
-/// Whether the hub may have forgotten commands that were asked for then.
-fn forgot(stage: &Stage, asked: &Asked) -> bool {
-    !KEEPS_QUEUE && stage.was_killed(Who::Hub, asked.at)
+/// Whether a hub may have forgotten commands. Also those that were asked for
+/// later: a dashboard may not yet have known that its hub was gone.
+fn forgot(kills: &Kills) -> bool {
+    !KEEPS_QUEUE && kills.any(Who::Hub)
 }
 
 /// The command has one end, which is true. Says which.
-fn judge_command(stage: &Stage, asked: &Asked, roster: &Roster) -> String {
+fn judge_command(kills: &Kills, asked: &Asked, roster: &Roster) -> String {
     let name = format!("command {} ({:?})", asked.ask.number, asked.ask);
     let (begun, ended) = marks(&asked.marks);
     let heard = match &asked.answer {
         Ok(heard) => heard,
         Err(RequestError::Ambiguous) => {
-            assert!(forgot(stage, asked), "{name}: only a lost queue makes it ambiguous");
+            assert!(forgot(kills), "{name}: only a lost queue makes it ambiguous");
             assert!(begun <= 1 || asked.ask.retry, "{name}: begun {begun} times");
             return "ambiguous".to_owned();
         }
         Err(error) => panic!("{name}: {error}"),
     };
     let listed = roster.command(heard.id);
-    assert!(listed.is_some() || forgot(stage, asked), "{name}: accepted and gone");
+    assert!(listed.is_some() || forgot(kills), "{name}: accepted and gone");
     let mut states: Vec<&Arc<CommandState>> = listed.into_iter().collect();
-    for end in &heard.ends {
-        match end {
+    for seen in &heard.seen {
+        let Some(seen) = seen else {
+            assert!(forgot(kills), "{name}: not heard of");
+            continue;
+        };
+        match &seen.end {
             Ok(state) => states.push(state),
-            Err(Lost::ByHub { .. }) => assert!(forgot(stage, asked), "{name}: lost"),
+            Err(Lost::ByHub { .. }) => assert!(forgot(kills), "{name}: lost"),
             Err(Lost::Closed { .. }) => panic!("{name}: nobody closed"),
         }
     }
@@ -131,7 +135,7 @@ fn judge_command(stage: &Stage, asked: &Asked, roster: &Roster) -> String {
         }
         CommandStatus::Failed | CommandStatus::Expired => assert_eq!(begun, 0, "{name}"),
         CommandStatus::Unknown => {
-            assert!(stage.was_killed(Who::Agent, asked.at), "{name}: its agent lives");
+            assert!(kills.since(asked.at, Who::Agent), "{name}: its agent lives");
         }
         CommandStatus::Interrupted
         | CommandStatus::TimedOut
@@ -143,7 +147,7 @@ fn judge_command(stage: &Stage, asked: &Asked, roster: &Roster) -> String {
 }
 
 fn judge_reading(
-    stage: &Stage,
+    kills: &Kills,
     asked: &Asked,
     heard: &Heard,
     reading: &Reading,
@@ -151,15 +155,15 @@ fn judge_reading(
     name: &str,
     tally: &mut Tally,
 ) {
-    assert!(!reading.is_lost || forgot(stage, asked), "{name}: the hub forgot it");
-    let states = heard.ends.iter().flatten();
+    assert!(!reading.is_lost || forgot(kills), "{name}: the hub forgot it");
+    let states = heard.seen.iter().flatten().filter_map(|seen| seen.end.as_ref().ok());
     let state = states.max_by_key(|state| state.attempt);
     for seen in reading.streams.values() {
         let name = format!("{name}, attempt {}", seen.attempt);
         tally.bytes += seen.bytes;
         for gap in &seen.gaps {
             *tally.gaps.entry(gap.reason.to_string()).or_insert(0) += 1;
-            let is_true = is_gap_true(stage, asked, &gap.reason, seen.at, pace);
+            let is_true = is_gap_true(kills, asked, &gap.reason, seen.at, pace);
             assert!(is_true, "{name}: {gap:?} is not true");
         }
         let missing: u64 = seen.gaps.iter().map(|gap| gap.to - gap.from).sum();
@@ -177,7 +181,7 @@ fn judge_reading(
         state.end.as_ref().is_some_and(|end| end.end > 0) && state.stream.is_some()
     });
     let is_there = reading.streams.values().any(|seen| seen.ended.is_some());
-    let is_gone = stage.was_killed(Who::Hub, asked.at) && stage.was_killed(Who::Agent, asked.at);
+    let is_gone = kills.since(asked.at, Who::Hub) && kills.since(asked.at, Who::Agent);
     assert!(is_there || !began || reading.is_lost || is_gone, "{name}: no output is left");
     if began && !is_there {
         *tally.gaps.entry("all of it".to_owned()).or_insert(0) += 1;
@@ -207,9 +211,9 @@ fn judge_end(asked: &Asked, seen: &Seen, last: &CommandState, audit: Audit, name
 }
 
 /// Whether bytes can be missing for this reason.
-fn is_gap_true(stage: &Stage, asked: &Asked, reason: &GapReason, at: u64, pace: Pace) -> bool {
-    let hub = stage.was_killed(Who::Hub, asked.at);
-    let agent = stage.was_killed(Who::Agent, asked.at);
+fn is_gap_true(kills: &Kills, asked: &Asked, reason: &GapReason, at: u64, pace: Pace) -> bool {
+    let hub = kills.since(asked.at, Who::Hub);
+    let agent = kills.since(asked.at, Who::Agent);
     match reason {
         GapReason::Evicted | GapReason::AgentOverflow => at > FITS_BYTES,
         GapReason::AgentLoss => agent,

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use trunkline_client::{
-    Command, Dashboard, DashboardEvent, InputError, Lost, RequestError, TerminalOptions,
+    Command, Dashboard, DashboardEvent, InputError, Lost, RequestError, Stage, TerminalOptions,
 };
 use trunkline_protocol::ids::CommandId;
 use trunkline_protocol::message::{CommandState, CommandStatus, Lag, Target};
@@ -19,7 +19,11 @@ use trunkline_tests::process::now;
 use crate::plan::{Ask, Pace};
 use crate::program::{Expected, Program, typed};
 use crate::reader::{Reading, read};
-use crate::stage::{AGENT, Trace, pause};
+use crate::stage::{AGENT, KEEPS_QUEUE, Trace, pause};
+
+/// After that an agent is back that could not connect for a while, and has told
+/// a hub that lost its memory what it holds.
+const AGENT_RETURNS: Duration = Duration::from_secs(60);
 
 /// A command, and all that was heard of it.
 #[derive(Debug)]
@@ -36,12 +40,18 @@ pub(crate) struct Asked {
 #[derive(Debug)]
 pub(crate) struct Heard {
     pub(crate) id: CommandId,
-    /// By dashboard.
-    pub(crate) ends: Vec<Result<Arc<CommandState>, Lost>>,
-    /// By dashboard.
-    pub(crate) readings: Vec<Reading>,
+    /// By dashboard; `None` where the hub that knew of it died before it said
+    /// so.
+    pub(crate) seen: Vec<Option<Attended>>,
     /// How the typing went, where somebody typed.
     pub(crate) typing: Result<(), InputError>,
+}
+
+/// What a dashboard showed of a command until its end.
+#[derive(Debug)]
+pub(crate) struct Attended {
+    pub(crate) end: Result<Arc<CommandState>, Lost>,
+    pub(crate) reading: Reading,
 }
 
 /// One person with their command, from the request to the last byte.
@@ -68,6 +78,9 @@ impl Person {
         if let Some(time) = ask.within {
             request = request.within(time);
         }
+        if let Some(time) = ask.run_for {
+            request = request.run_for(time);
+        }
         self.note("is asked for");
         let at = now();
         let answer = match dashboards[ask.asker].run(AGENT, request).await {
@@ -92,28 +105,55 @@ impl Person {
         let id = command.id();
         let position = watch::Sender::new(0);
         let nobody = watch::Sender::new(0);
-        let readings = self.dashboards.iter().zip(self.ask.readers).enumerate().map(
-            |(number, (dashboard, pace))| {
-                let position = if number == self.ask.asker { &position } else { &nobody };
-                self.read(dashboard, id, pace, expected, position)
-            },
+        let seen = self.dashboards.iter().enumerate().map(|(number, dashboard)| {
+            let position = if number == self.ask.asker { &position } else { &nobody };
+            self.attend(number, dashboard.command(id), expected, position)
+        });
+        let (seen, typing, ()) = tokio::join!(
+            join_all(seen),
+            self.type_into(command, position.subscribe()),
+            self.interrupt(command),
         );
-        let ends = self.dashboards.iter().enumerate().map(async |(number, dashboard)| {
-            let end = dashboard.command(id).ended().await;
+        Heard { id, seen, typing }
+    }
+
+    /// Waits at a dashboard until the command has ended and is read to its end.
+    async fn attend(
+        &self,
+        number: usize,
+        command: Command,
+        expected: &Expected,
+        position: &watch::Sender<u64>,
+    ) -> Option<Attended> {
+        let ended = async {
+            let end = command.ended().await;
             let how = match &end {
                 Ok(state) => format!("{}, attempt {}", state.status, state.attempt),
                 Err(lost) => lost.to_string(),
             };
             self.note(format!("has ended for dashboard {number}: {how}"));
             end
-        });
-        let (readings, ends, typing, ()) = tokio::join!(
-            join_all(readings),
-            join_all(ends),
-            self.type_into(command, position.subscribe()),
-            self.interrupt(command),
-        );
-        Heard { id, ends, readings, typing }
+        };
+        let dashboard = &self.dashboards[number];
+        let read = self.read(dashboard, command.id(), self.ask.readers[number], expected, position);
+        let both = async { tokio::join!(ended, read) };
+        tokio::select! {
+            (end, reading) = both => Some(Attended { end, reading }),
+            () = self.nobody_knows(dashboard, &command), if !KEEPS_QUEUE => None,
+        }
+    }
+
+    /// Waits until a hub with another memory has had time to hear of a command
+    /// from its agent, and the dashboard has never heard of it: it waits for
+    /// ever for a command that its hub never knew.
+    async fn nobody_knows(&self, dashboard: &Dashboard, command: &Command) {
+        self.healed().await;
+        let mut listed = command.stages();
+        let has_come = timeout(AGENT_RETURNS, listed.wait_for(|stage| *stage != Stage::Unlisted));
+        if has_come.await.is_ok() || dashboard.connected().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.note("was never heard of by a dashboard");
     }
 
     async fn read(
@@ -232,7 +272,7 @@ pub(crate) fn marks(file: &Path) -> (u32, u32) {
     (count("begun"), count("ended"))
 }
 
-/// What nobody asked for: a state that is not one of these is not final.
+/// Whether a command can have ended so.
 pub(crate) fn is_true_of(status: CommandStatus, asked: &Asked) -> bool {
     let ask = &asked.ask;
     match status {
@@ -243,9 +283,7 @@ pub(crate) fn is_true_of(status: CommandStatus, asked: &Asked) -> bool {
         CommandStatus::Interrupted => ask.interrupted_after.is_some(),
         CommandStatus::Expired => ask.within.is_some(),
         CommandStatus::Unknown => true,
-        CommandStatus::TimedOut
-        | CommandStatus::Queued
-        | CommandStatus::Dispatched
-        | CommandStatus::Running => false,
+        CommandStatus::TimedOut => ask.run_for.is_some(),
+        CommandStatus::Queued | CommandStatus::Dispatched | CommandStatus::Running => false,
     }
 }

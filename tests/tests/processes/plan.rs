@@ -47,6 +47,8 @@ pub(crate) struct Ask {
     pub(crate) retry: bool,
     /// It must be dispatched by then.
     pub(crate) within: Option<Duration>,
+    /// The longest it may run.
+    pub(crate) run_for: Option<Duration>,
     /// How each dashboard reads it.
     pub(crate) readers: [Pace; DASHBOARDS],
     /// When somebody interrupts it.
@@ -119,7 +121,7 @@ impl Plan {
             if rng.random_ratio(1, 3) {
                 let at = ms(rng.random_range(500..length));
                 let long = is_long && rng.random_ratio(1, 2);
-                let time = if long { 30_000 } else { rng.random_range(500..4_000) };
+                let time = if long { 35_000 } else { rng.random_range(500..4_000) };
                 plan.acts.push((at, Act::Stop(who)));
                 plan.acts.push((at + ms(time), Act::GoOn(who)));
             }
@@ -198,6 +200,7 @@ fn ask(number: usize, is_long: bool, rng: &mut StdRng) -> Ask {
         _ => Program::Missing,
     };
     let is_endless = matches!(program, Program::Endless { .. });
+    let run_for = (is_endless && rng.random_bool(0.5)).then(|| ms(rng.random_range(100..3_000)));
     let is_typed_into = matches!(program, Program::Talk { .. });
     let pace = |rng: &mut StdRng| match rng.random_range(0..8) {
         0 => Pace::Late,
@@ -211,8 +214,9 @@ fn ask(number: usize, is_long: bool, rng: &mut StdRng) -> Ask {
         // What was typed is not typed again.
         retry: !is_typed_into && rng.random_ratio(1, 4),
         within: rng.random_ratio(1, 10).then(|| ms(rng.random_range(1..3_000))),
+        run_for,
         readers: [pace(rng), pace(rng)],
-        interrupted_after: (is_endless || rng.random_ratio(1, 8))
+        interrupted_after: ((is_endless && run_for.is_none()) || rng.random_ratio(1, 8))
             .then(|| ms(rng.random_range(0..3_000))),
     }
 }

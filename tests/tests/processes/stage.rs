@@ -46,6 +46,22 @@ impl Trace {
     }
 }
 
+/// Which process was killed when.
+#[derive(Debug, Default)]
+pub(crate) struct Kills(Vec<(Who, Instant)>);
+
+impl Kills {
+    /// Whether it was killed at all.
+    pub(crate) fn any(&self, who: Who) -> bool {
+        self.0.iter().any(|(killed, _)| *killed == who)
+    }
+
+    /// Whether it was killed at or after a moment.
+    pub(crate) fn since(&self, moment: Instant, who: Who) -> bool {
+        self.0.iter().any(|(killed, at)| *killed == who && *at >= moment)
+    }
+}
+
 /// Everything that a round is played with. Dropping it kills the processes and
 /// closes the cables.
 #[derive(Debug)]
@@ -56,10 +72,9 @@ pub(crate) struct Stage {
     /// The agent's cable, then those of the dashboards, and a fresh one's.
     cables: Vec<Proxy>,
     pub(crate) dashboards: Vec<Dashboard>,
-    /// When which process was killed.
-    killed: Vec<(Who, Instant)>,
+    pub(crate) kills: Kills,
     /// How often what was done.
-    pub(crate) done: BTreeMap<&'static str, u64>,
+    done: BTreeMap<&'static str, u64>,
 }
 
 /// Waits until a moment, for what happens at its own time.
@@ -76,7 +91,7 @@ impl Stage {
             agent: None,
             cables: Vec::new(),
             dashboards: Vec::new(),
-            killed: Vec::new(),
+            kills: Kills::default(),
             done: BTreeMap::new(),
         };
         for _ in 0..DASHBOARDS + 2 {
@@ -128,7 +143,7 @@ impl Stage {
             Act::HalfOpen(link) => self.broke(link, "half-open", Proxy::half_open),
             Act::CutAfter(link, way, bytes, cut) => {
                 self.cable(link).cut_after(way, bytes, cut);
-                Some("cut after some bytes")
+                None // counted when it happens
             }
             Act::Stall(link, way) => {
                 self.cable(link).stall(way);
@@ -193,7 +208,7 @@ impl Stage {
         let mut process = self.process(who).take()?;
         let status = process.kill().await;
         assert_eq!(status.signal(), Some(9), "{who:?} ended by itself: {status}");
-        self.killed.push((who, now()));
+        self.kills.0.push((who, now()));
         Some(if who == Who::Hub { "hub killed" } else { "agent killed" })
     }
 
@@ -269,9 +284,12 @@ impl Stage {
         }
     }
 
-    /// Whether a process was killed at or after a moment.
-    pub(crate) fn was_killed(&self, who: Who, since: Instant) -> bool {
-        self.killed.iter().any(|(killed, at)| *killed == who && *at >= since)
+    /// How often what was done.
+    pub(crate) fn done(&self) -> BTreeMap<&'static str, u64> {
+        let cuts: u64 = self.cables.iter().map(|cable| cable.counts().cut_by_bytes).sum();
+        let mut done = self.done.clone();
+        done.insert("cut inside what was sent", cuts);
+        done
     }
 
     /// Bytes that went over the cables, and connections that there were.
