@@ -51,6 +51,7 @@ use trunkline_client::{Dashboard, TerminalOptions};
 use trunkline_protocol::ids::AgentId;
 use trunkline_protocol::message::{Presence, Target};
 use trunkline_protocol::roster::Roster;
+use trunkline_tests::fresh_seed;
 use trunkline_tests::process::{now, within};
 
 use crate::judge::{Tally, agree, judge};
@@ -84,11 +85,6 @@ async fn whatever_breaks_ends_are_true_and_bytes_are_right() {
     let (tally, broken) = play(plans.take(count).collect(), rounds).await;
     print_tally(rounds, &tally);
     assert!(broken.is_empty(), "broken rounds:\n\n{}", broken.join("\n\n"));
-}
-
-#[expect(clippy::disallowed_methods, reason = "the one place where the seed is drawn")]
-fn fresh_seed() -> u64 {
-    u64::from(rand::random::<u32>())
 }
 
 /// Plays rounds, some at a time, and goes on when one breaks a promise.

@@ -40,8 +40,7 @@ struct Orders {
     marks: bool,
 }
 
-const USAGE: &str =
-    "there are --lives N, --from SEED, --threads N, --marks; --seed N; --plan FILE";
+const USAGE: &str = "there are --lives N, --from SEED, --threads N, --marks; --seed N; --plan FILE";
 
 fn orders() -> Result<Orders, String> {
     let mut orders = Orders { lives: 10_000, ..Orders::default() };
@@ -124,7 +123,7 @@ fn show(plan: &Plan) -> ExitCode {
 
 #[expect(clippy::disallowed_methods, reason = "a program that shows its progress")]
 fn search(orders: &Orders) -> ExitCode {
-    let first = orders.from.unwrap_or_else(|| u64::from(rand::random::<u32>()) << 20);
+    let first = orders.from.unwrap_or_else(|| trunkline_tests::fresh_seed() << 20);
     let threads = orders
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
