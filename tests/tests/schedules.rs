@@ -8,28 +8,28 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
+use futures_util::future::join_all;
 use futures_util::{Sink, Stream};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use trunkline_client::{
     Agent, Audit, Backoff, BoxLink, Connector, Dashboard, Execution, ExecutionEvent, Outcome,
-    Request, Terminal, TerminalEvent,
+    Request, Terminal, TerminalEvent, TerminalOptions,
 };
 use trunkline_protocol::frame::Frame;
 use trunkline_protocol::ids::QueueEpoch;
 use trunkline_protocol::limits::Limits;
-use trunkline_protocol::message::{Channel, CommandStatus};
+use trunkline_protocol::message::{Channel, CommandStatus, Target};
 use trunkline_server::hooks::{BoxFuture, QueueChange, QueueError, StoredCommand};
 use trunkline_server::{CommandQueue, Hub, MemoryQueue};
 use trunkline_tests::fresh_seed;
@@ -65,53 +65,66 @@ impl Chance {
 
 // ---- links ------------------------------------------------------------------
 
-type Sending = Pin<Box<dyn Future<Output = Option<mpsc::OwnedPermit<Frame>>> + Send>>;
+/// Frames that may be under way, and that may wait for their flush.
+const ROOM: usize = 2;
 
-/// One end of a link with room for two frames, that is often not ready though
-/// it could be, and can be cut.
-struct End {
-    chance: Chance,
-    out: Option<mpsc::Sender<Frame>>,
-    sending: Option<Sending>,
-    permit: Option<mpsc::OwnedPermit<Frame>>,
-    incoming: mpsc::Receiver<Frame>,
-    cut: Arc<Cut>,
-    side: usize,
-}
-
+/// One direction of a link.
 #[derive(Default)]
-struct Cut {
-    done: AtomicBool,
-    wakers: [AtomicWaker; 2],
+struct Lane {
+    frames: VecDeque<Frame>,
+    /// Nothing more comes, or nobody reads.
+    over: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
 }
 
-impl Cut {
-    fn now(&self) {
-        self.done.store(true, Ordering::Release);
-        for waker in &self.wakers {
-            waker.wake();
+impl Lane {
+    fn ends(&mut self) {
+        self.over = true;
+        wake(&mut self.reader);
+        wake(&mut self.writer);
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+/// Both directions of a link, to be cut.
+#[derive(Clone)]
+struct Cable([Arc<Mutex<Lane>>; 2]);
+
+impl Cable {
+    /// What was under way is lost.
+    fn cut(&self) {
+        for lane in &self.0 {
+            let mut lane = lane.lock().unwrap();
+            lane.frames.clear();
+            lane.ends();
         }
     }
 }
 
-fn link(chance: &Chance) -> (End, End, Arc<Cut>) {
-    let (a_out, b_in) = mpsc::channel(2);
-    let (b_out, a_in) = mpsc::channel(2);
-    let cut = Arc::new(Cut::default());
-    let end = |out, incoming, side| End {
-        chance: chance.clone(),
-        out: Some(out),
-        sending: None,
-        permit: None,
-        incoming,
-        cut: Arc::clone(&cut),
-        side,
-    };
-    (end(a_out, a_in, 0), end(b_out, b_in, 1), Arc::clone(&cut))
+/// One end of a link with little room, that is often not ready though it could
+/// be, and keeps what is sent until it is flushed.
+struct End {
+    chance: Chance,
+    unflushed: VecDeque<Frame>,
+    out: Arc<Mutex<Lane>>,
+    incoming: Arc<Mutex<Lane>>,
 }
 
-fn gone() -> io::Error {
-    io::ErrorKind::BrokenPipe.into()
+fn link(chance: &Chance) -> (End, End, Cable) {
+    let lanes = [Arc::default(), Arc::default()];
+    let end = |out: usize| End {
+        chance: chance.clone(),
+        unflushed: VecDeque::new(),
+        out: Arc::clone(&lanes[out]),
+        incoming: Arc::clone(&lanes[1 - out]),
+    };
+    (end(0), end(1), Cable(lanes.clone()))
 }
 
 impl End {
@@ -124,27 +137,43 @@ impl End {
         balks
     }
 
-    fn is_cut(&mut self, cx: &Context<'_>) -> bool {
-        self.cut.wakers[self.side].register(cx.waker());
-        let is_cut = self.cut.done.load(Ordering::Acquire);
-        if is_cut {
-            self.out = None;
+    /// Lets go until `left` frames are unflushed.
+    fn poll_drain(&mut self, left: usize, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut lane = self.out.lock().unwrap();
+        loop {
+            if lane.over {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            if self.unflushed.len() <= left {
+                return Poll::Ready(Ok(()));
+            }
+            if lane.frames.len() == ROOM {
+                lane.writer = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            lane.frames.extend(self.unflushed.pop_front());
+            wake(&mut lane.reader);
         }
-        is_cut
     }
 }
 
 impl Stream for End {
     type Item = io::Result<Frame>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.is_cut(cx) {
-            return Poll::Ready(Some(Err(gone())));
-        }
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.balks(cx) {
             return Poll::Pending;
         }
-        self.incoming.poll_recv(cx).map(|frame| frame.map(Ok))
+        let mut lane = self.incoming.lock().unwrap();
+        if let Some(frame) = lane.frames.pop_front() {
+            wake(&mut lane.writer);
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if lane.over {
+            return Poll::Ready(None);
+        }
+        lane.reader = Some(cx.waker().clone());
+        Poll::Pending
     }
 }
 
@@ -152,43 +181,30 @@ impl Sink<Frame> for End {
     type Error = io::Error;
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_cut(cx) {
-            return Poll::Ready(Err(gone()));
-        }
-        if self.permit.is_some() {
-            return Poll::Ready(Ok(()));
-        }
-        if self.balks(cx) {
-            return Poll::Pending;
-        }
-        if self.sending.is_none() {
-            let out = self.out.clone().ok_or_else(gone)?;
-            self.sending = Some(Box::pin(async move { out.reserve_owned().await.ok() }));
-        }
-        let Some(sending) = &mut self.sending else { return Poll::Pending };
-        match sending.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(permit) => {
-                self.sending = None;
-                self.permit = permit;
-                Poll::Ready(if self.permit.is_some() { Ok(()) } else { Err(gone()) })
-            }
-        }
+        if self.balks(cx) { Poll::Pending } else { self.poll_drain(ROOM - 1, cx) }
     }
 
     fn start_send(mut self: Pin<&mut Self>, frame: Frame) -> io::Result<()> {
-        let permit = self.permit.take().ok_or_else(gone)?;
-        permit.send(frame);
+        self.unflushed.push_back(frame);
         Ok(())
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.balks(cx) { Poll::Pending } else { Poll::Ready(Ok(())) }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.balks(cx) { Poll::Pending } else { self.poll_drain(0, cx) }
     }
 
-    fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        (self.out, self.sending, self.permit) = (None, None, None);
-        Poll::Ready(Ok(()))
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = ready!(self.poll_drain(0, cx));
+        self.out.lock().unwrap().ends();
+        Poll::Ready(flushed)
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Whatever it has let go arrives.
+        self.out.lock().unwrap().ends();
+        self.incoming.lock().unwrap().ends();
     }
 }
 
@@ -213,12 +229,19 @@ impl CommandQueue for HesitantQueue {
     }
 }
 
+/// What is typed: more at a time than may be under way.
+const LINES: [char; 3] = ['o', 't', 'b'];
+
+fn typed(line: char) -> Vec<u8> {
+    format!("{}\n", String::from(line).repeat(100_000)).into_bytes()
+}
+
 fn byte_at(at: usize) -> u8 {
     (at.wrapping_mul(31) >> 3).to_le_bytes()[0]
 }
 
-/// `write`: much output, in pieces. `echo`: each line that is typed, until
-/// `bye`. `both`: two who write at a time. `wait`: until it is interrupted.
+/// `write`: much output, in pieces. `echo`: what is typed, until the
+/// last line. `both`: two who write at a time. `wait`: until it is interrupted.
 async fn work(mut execution: Execution, chance: Chance) -> Outcome {
     let output = execution.output();
     let trunkline_protocol::message::Run::Text(text) = execution.spec().run.clone() else {
@@ -247,7 +270,7 @@ async fn work(mut execution: Execution, chance: Chance) -> Outcome {
         }
         "echo" => {
             let mut typed = Vec::new();
-            while !typed.ends_with(b"bye\n") {
+            while !typed.ends_with(b"b\n") {
                 if let ExecutionEvent::Input(bytes) = execution.next_event().await {
                     typed.extend_from_slice(&bytes);
                     output.write(Channel::Pty, &bytes).await;
@@ -271,7 +294,7 @@ async fn work(mut execution: Execution, chance: Chance) -> Outcome {
 struct Stage {
     chance: Chance,
     hub: Hub,
-    cuts: Arc<Mutex<Vec<Arc<Cut>>>>,
+    cables: Arc<Mutex<Vec<Cable>>>,
 }
 
 impl Stage {
@@ -290,15 +313,16 @@ impl Stage {
             .start()
             .await
             .unwrap();
-        Self { chance, hub, cuts: Arc::default() }
+        Self { chance, hub, cables: Arc::default() }
     }
 
     fn connector(&self) -> impl Connector + use<> {
-        let (chance, hub, cuts) = (self.chance.clone(), self.hub.clone(), Arc::clone(&self.cuts));
+        let (chance, hub) = (self.chance.clone(), self.hub.clone());
+        let cables = Arc::clone(&self.cables);
         move || {
-            let (ours, theirs, cut) = link(&chance);
+            let (ours, theirs, cable) = link(&chance);
             hub.attach(ours, None);
-            cuts.lock().unwrap().push(cut);
+            cables.lock().unwrap().push(cable);
             async move { Ok(Box::pin(theirs) as BoxLink) }
         }
     }
@@ -308,7 +332,7 @@ impl Stage {
         Agent::over(self.connector(), "a")
             .unwrap()
             .backoff(quick())
-            .slots(2)
+            .slots(3)
             .tail(64 * 1024, Duration::from_secs(3600))
             .connect(move |execution| work(execution, chance.clone()))
     }
@@ -319,10 +343,10 @@ impl Stage {
 
     /// Cuts some link.
     fn cut(&self) {
-        let mut cuts = self.cuts.lock().unwrap();
-        if !cuts.is_empty() {
-            let one = self.chance.below(u32::try_from(cuts.len()).unwrap()) as usize;
-            cuts.swap_remove(one).now();
+        let mut cables = self.cables.lock().unwrap();
+        if !cables.is_empty() {
+            let one = self.chance.below(u32::try_from(cables.len()).unwrap()) as usize;
+            cables.swap_remove(one).cut();
         }
     }
 }
@@ -367,12 +391,18 @@ async fn everything(seed: u64) {
     let agent = stage.agent();
     ann.connected().await.unwrap();
     let much = ann.run("a", Request::text("write")).await.unwrap();
-    let echo = bob.run("a", Request::text("echo")).await.unwrap();
+    let echoes = [
+        bob.run("a", Request::text("echo")).await.unwrap(),
+        bob.run("a", Request::text("echo")).await.unwrap(),
+    ];
     let both = ann.run("a", Request::text("both")).await.unwrap();
     let wait = bob.run("a", Request::text("wait")).await.unwrap();
 
-    let readers = [&ann, &bob]
-        .map(|who| tokio::spawn(read(who.command(much.id()).terminal(), chance.clone())));
+    let readers = [&ann, &bob].map(|who| {
+        let options = TerminalOptions { window_bytes: 20_000, ..TerminalOptions::default() };
+        let terminal = who.terminal_with(Target::Command(much.id()), options);
+        tokio::spawn(read(terminal, chance.clone()))
+    });
     // Somebody who leaves in the middle.
     let mut glimpse = bob.command(much.id()).terminal();
     let leaver = tokio::spawn(async move {
@@ -380,7 +410,9 @@ async fn everything(seed: u64) {
             glimpse.next().await;
         }
     });
-    let heard = tokio::spawn(read(ann.command(echo.id()).terminal(), chance.clone()));
+    let heard = echoes
+        .each_ref()
+        .map(|echo| tokio::spawn(read(ann.command(echo.id()).terminal(), chance.clone())));
     let cutter = async {
         for _ in 0..chance.below(4) {
             for _ in 0..chance.below(300) {
@@ -389,13 +421,13 @@ async fn everything(seed: u64) {
             stage.cut();
         }
     };
-    let typing = async {
-        for line in ["one\n", "two\n", "bye\n"] {
-            bob.input(echo.id(), line).await.unwrap();
+    let typing = echoes.each_ref().map(|echo| async {
+        for line in LINES {
+            bob.input(echo.id(), typed(line)).await.unwrap();
             chance.hesitate().await;
         }
-    };
-    tokio::join!(cutter, typing);
+    });
+    tokio::join!(cutter, join_all(typing));
 
     let expected = Sha256::digest((0..OUTPUT_BYTES).map(byte_at).collect::<Vec<u8>>());
     for reader in readers {
@@ -404,10 +436,12 @@ async fn everything(seed: u64) {
         assert_eq!(audit, Audit::Verified);
     }
     leaver.await.unwrap();
-    assert_eq!(heard.await.unwrap().0, b"one\ntwo\nbye\n");
+    for heard in heard {
+        assert!(heard.await.unwrap().0 == LINES.map(typed).concat(), "what was typed was echoed");
+    }
     let (bytes, _) = read(both.terminal(), chance.clone()).await;
     assert_eq!(bytes.len(), OUTPUT_BYTES / 20 * 20);
-    for command in [&much, &echo, &both] {
+    for command in [&much, &both].into_iter().chain(&echoes) {
         assert_eq!(command.ended().await.unwrap().status, CommandStatus::Completed);
     }
     ann.interrupt(wait.id()).await.unwrap();
@@ -420,7 +454,7 @@ async fn everything(seed: u64) {
     }
     stage.hub.shutdown(Duration::ZERO).await;
     assert_eq!(stage.hub.links(), 0);
-    drop((agent, ann, bob, much, echo, both, wait, stage));
+    drop((agent, ann, bob, much, echoes, both, wait, stage));
     let took = begun.elapsed();
     assert!(took < IN_TIME, "somebody waited for a timer: {took:?}");
 }

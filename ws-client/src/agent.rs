@@ -115,7 +115,6 @@ impl Driven for Core {
                 AgentOutput::Room(id) => {
                     if let Some(running) = self.running.get(&id) {
                         running.bells.room.notify_waiters();
-                        running.bells.room.notify_one();
                     }
                 }
                 AgentOutput::Kill(id) => {
