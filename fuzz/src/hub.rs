@@ -778,6 +778,7 @@ fn setup(hubs: u8, queue: &MemoryQueue) -> Setup {
         epoch: QueueEpoch::from_u128(2),
         seed: [hubs; 32],
         stored: queue.stored(),
+        streams: None,
     }
 }
 

@@ -47,6 +47,7 @@ pub fn run(data: &[u8]) {
         epoch: QueueEpoch::from_u128(2),
         seed: [7; 32],
         stored: Vec::new(),
+        streams: None,
     };
     let mut hub = Hub {
         core: Core::new(setup, names::now(Duration::ZERO)),

@@ -24,7 +24,7 @@ use trunkline_protocol::message::{
 use crate::agent::{Fate, SimJournal};
 use crate::dashboard::Seen;
 use crate::plan::{Act, Ask, NAMES, Plan};
-use crate::world::{Peer, World};
+use crate::world::{Peer, Storage, World};
 
 /// Memory of one stream's tail with an agent.
 const TAIL_BYTES: usize = 64 * 1024;
@@ -42,7 +42,7 @@ const S: Duration = Duration::from_secs(1);
 pub type Marks = BTreeSet<&'static str>;
 
 /// All marks there are.
-pub const MARKS: [&str; 26] = [
+pub const MARKS: [&str; 27] = [
     "a command completed",
     "a command failed",
     "a command was interrupted",
@@ -63,6 +63,7 @@ pub const MARKS: [&str; 26] = [
     "a gap: not_requested",
     "a stream was verified",
     "a stream was read on over a killed hub",
+    "a stream was read on from the stream log",
     "an agent was superseded",
     "an agent died while it ran something",
     "input arrived",
@@ -114,6 +115,8 @@ enum Fact {
     HalfOpen,
     /// A journal could not be written, or not in time.
     JournalFailed,
+    /// The stream log failed, or seemed to.
+    OutputNotKept,
 }
 
 #[derive(Debug)]
@@ -317,6 +320,17 @@ impl Life {
             }
             Act::Hooks(ms) => self.world.hook_delay = Duration::from_millis(*ms),
             Act::Storage(storage) => self.world.storage = *storage,
+            Act::KeepOutput => {
+                if self.world.dashboards.is_empty() && self.world.agents.is_empty() {
+                    self.world.keep_output();
+                }
+            }
+            Act::LogStorage(storage) => {
+                self.world.log_storage = *storage;
+                if *storage != Storage::Works {
+                    self.facts.insert(Fact::OutputNotKept);
+                }
+            }
             Act::AuthFails(fails) => self.world.auth_fails = *fails,
             Act::Clock(ms) => {
                 self.world.clock_skew_ms += ms;
@@ -755,6 +769,9 @@ impl Life {
             assert!(is_end, "{id}: ended at {} and not at {}", seen.at, end.end);
             if *audit == Audit::Verified {
                 marks.insert("a stream was verified");
+                if self.world.kills > 0 && self.world.keeps_output() {
+                    marks.insert("a stream was read on from the stream log");
+                }
                 if self.world.kills > 0 {
                     marks.insert("a stream was read on over a killed hub");
                 }
@@ -784,7 +801,9 @@ impl Life {
                 }
                 GapReason::HubLoss => {
                     marks.insert("a gap: hub_loss");
-                    self.world.kills > 0
+                    // What a hub has taken for good outlives it.
+                    let is_kept = self.world.keeps_output() && !self.had(Fact::OutputNotKept);
+                    self.world.kills > 0 && !(is_kept && self.world.era == 0)
                 }
                 GapReason::Lagged => {
                     marks.insert("a gap: lagged");

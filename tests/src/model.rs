@@ -198,6 +198,7 @@ fn new_hub(queue: &MemoryQueue, number: u8, now: Now) -> Core {
         epoch: queue_epoch(),
         seed: seed(1000 + u64::from(number)),
         stored: queue.stored(),
+        streams: None,
     };
     Core::new(setup, now)
 }
@@ -542,6 +543,7 @@ impl Machine {
                     self.storing.push_back((tenant, command, change));
                 }
                 Effect::Forget(change) => self.queue.store(&change),
+                Effect::Keep(_) => unreachable!("there is no stream log"),
             }
         }
         while let Some(id) = self.awake.pop_first() {

@@ -85,6 +85,10 @@ pub enum Act {
     Hooks(u64),
     /// The queue behaves so.
     Storage(Storage),
+    /// The hub has a stream log: at the very beginning, or never.
+    KeepOutput,
+    /// The stream log behaves so.
+    LogStorage(Storage),
     /// The authenticator cannot answer, or can again.
     AuthFails(bool),
     /// The wall clock jumps, in milliseconds.
@@ -129,6 +133,9 @@ impl Plan {
         let mut draw = Draw { troubles: Vec::new(), rng: &mut rng };
         draw.troubles = Trouble::ALL.into_iter().filter(|_| draw.rng.random_bool(0.4)).collect();
         let mut acts = Vec::new();
+        if draw.rng.random() {
+            acts.push(Act::KeepOutput);
+        }
         for _ in 0..draw.rng.random_range(1..=2) {
             acts.push(draw.agent());
         }
@@ -211,10 +218,11 @@ enum Trouble {
     Volume,
     Interrupts,
     Journals,
+    LogStorage,
 }
 
 impl Trouble {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Cuts,
         Self::Silence,
         Self::Slowness,
@@ -230,6 +238,7 @@ impl Trouble {
         Self::Volume,
         Self::Interrupts,
         Self::Journals,
+        Self::LogStorage,
     ];
 }
 
@@ -259,6 +268,10 @@ impl Draw<'_> {
 
     fn wait(&mut self) -> Act {
         Act::Wait(self.one(&[1, 3, 6, 10, 20, 60, 200, 600, 2_000, 6_000, 12_000]))
+    }
+
+    fn storage(&mut self) -> Storage {
+        self.one(&[Storage::Works, Storage::Fails, Storage::Lies, Storage::Whims])
     }
 
     fn has(&self, trouble: Trouble) -> bool {
@@ -377,12 +390,8 @@ impl Draw<'_> {
                 _ => Act::Stop(agent),
             },
             Trouble::Doubles => self.agent(),
-            Trouble::Storage => Act::Storage(self.one(&[
-                Storage::Works,
-                Storage::Fails,
-                Storage::Lies,
-                Storage::Whims,
-            ])),
+            Trouble::Storage => Act::Storage(self.storage()),
+            Trouble::LogStorage => Act::LogStorage(self.storage()),
             Trouble::Hooks => {
                 if self.rng.random_bool(0.8) {
                     Act::Hooks(self.one(&[0, 1, 900, 4_000]))

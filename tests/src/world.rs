@@ -21,8 +21,8 @@ use trunkline_protocol::message::{
 use trunkline_protocol::roster::Roster;
 use trunkline_protocol::time::Now;
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
-use trunkline_server::hooks::{QueueChange, QueueError};
-use trunkline_server::{AuthError, CommandQueue as _, Identity, MemoryQueue, Role};
+use trunkline_server::hooks::{LogChange, LogError, QueueChange, QueueError};
+use trunkline_server::{AuthError, CommandQueue as _, Identity, MemoryQueue, MemoryStreamLog, Role};
 
 use crate::agent::{AgentNode, SimJournal};
 use crate::cable::Cable;
@@ -61,12 +61,28 @@ pub enum Storage {
     Whims,
 }
 
+impl Storage {
+    /// Whether a change is stored, and whether the hub hears that it is.
+    fn does(self, rng: &mut StdRng) -> (bool, bool) {
+        match self {
+            Self::Works => (true, true),
+            Self::Fails => (false, false),
+            Self::Lies => (true, false),
+            Self::Whims => {
+                let stores = rng.random();
+                (stores, stores && rng.random())
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Event {
     Dialed(Peer),
     Authenticated(LinkId, Result<Identity, AuthError>),
     Store(TenantId, CommandId, QueueChange),
     Forget(QueueChange),
+    Keep(Vec<LogChange>),
     /// An end of a cable learns that it is gone.
     Notice(u64, bool),
 }
@@ -81,6 +97,7 @@ pub struct World {
     limits: Limits,
     hub: Option<Core>,
     queue: MemoryQueue,
+    stream_log: Option<MemoryStreamLog>,
     awake: BTreeSet<LinkId>,
     /// The simulated processes.
     pub agents: Vec<AgentNode>,
@@ -97,6 +114,8 @@ pub struct World {
     pub hook_delay: Duration,
     /// How the queue behaves.
     pub storage: Storage,
+    /// How the stream log behaves.
+    pub log_storage: Storage,
     /// The authenticator cannot answer as long as this is set.
     pub auth_fails: bool,
     /// How far the wall clock is off, in milliseconds.
@@ -187,6 +206,7 @@ impl World {
             limits,
             hub: None,
             queue,
+            stream_log: None,
             awake: BTreeSet::new(),
             agents: Vec::new(),
             dashboards: Vec::new(),
@@ -197,6 +217,7 @@ impl World {
             latency: Duration::from_millis(5),
             hook_delay: Duration::from_millis(1),
             storage: Storage::Works,
+            log_storage: Storage::Works,
             auth_fails: false,
             clock_skew_ms: 0,
             kills: 0,
@@ -311,9 +332,25 @@ impl World {
             epoch: self.queue.epoch(),
             seed: self.rng.random(),
             stored: self.queue.stored(),
+            streams: self.stream_log.as_ref().map(MemoryStreamLog::stored),
         };
         self.eras.insert(setup.hub, self.era);
         self.hub = Some(Core::new(setup, self.now()));
+    }
+
+    /// Whether the hub's output outlives it.
+    pub fn keeps_output(&self) -> bool {
+        self.stream_log.is_some()
+    }
+
+    /// The hub is another from the beginning: one with a stream log.
+    pub fn keep_output(&mut self) {
+        assert!(self.cables.is_empty(), "it is early enough");
+        if self.stream_log.is_none() {
+            self.stream_log = Some(MemoryStreamLog::new());
+            self.hub = None;
+            self.start_hub(Memory::Kept);
+        }
     }
 
     // ---- faults ---------------------------------------------------------
@@ -387,6 +424,7 @@ impl World {
     pub fn heal(&mut self) {
         self.unreachable.clear();
         self.storage = Storage::Works;
+        self.log_storage = Storage::Works;
         self.auth_fails = false;
         self.hook_delay = Duration::from_millis(1);
         for cable in self.cables.values_mut() {
@@ -652,15 +690,7 @@ impl World {
                 }
             }
             Event::Store(tenant, command, change) => {
-                let (stores, tells) = match self.storage {
-                    Storage::Works => (true, true),
-                    Storage::Fails => (false, false),
-                    Storage::Lies => (true, false),
-                    Storage::Whims => {
-                        let stores = self.rng.random();
-                        (stores, stores && self.rng.random())
-                    }
-                };
+                let (stores, tells) = self.storage.does(&mut self.rng);
                 if stores {
                     self.queue.store(&change);
                 }
@@ -679,6 +709,17 @@ impl World {
                 }
             }
             Event::Forget(change) => self.queue.store(&change),
+            Event::Keep(changes) => {
+                let (keeps, tells) = self.log_storage.does(&mut self.rng);
+                // One that fails may have done a part.
+                let done = if keeps { changes.len() } else { changes.len() / 2 };
+                let log = self.stream_log.as_ref().expect("the hub was told of one");
+                changes.iter().take(done).for_each(|change| log.store(change));
+                let result = if tells { Ok(()) } else { Err(LogError("out of order".into())) };
+                if let Some(hub) = &mut self.hub {
+                    hub.handle_kept(&result, now);
+                }
+            }
             Event::Notice(id, at_hub) => {
                 let close = Close::new(CloseCode::Lost, "cut");
                 self.notice(id, at_hub, &close);
@@ -861,6 +902,7 @@ impl World {
                     self.later(self.hook_delay, Event::Store(tenant, command, change));
                 }
                 Effect::Forget(change) => self.later(self.hook_delay, Event::Forget(change)),
+                Effect::Keep(changes) => self.later(self.hook_delay, Event::Keep(changes)),
             }
         }
         happened

@@ -14,7 +14,9 @@ use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::Secret;
 
 use crate::core::{Core, Setup};
-use crate::hooks::{Anyone, Authenticator, CommandQueue, MemoryQueue, QueueError};
+use crate::hooks::{
+    Anyone, Authenticator, CommandQueue, LogError, MemoryQueue, QueueError, StreamLog,
+};
 use crate::shell::{Shared, run_link};
 use crate::transport::{self, MemoryLink};
 
@@ -45,11 +47,24 @@ impl std::fmt::Debug for Hub {
     }
 }
 
+/// Why a hub did not start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The queue cannot be loaded.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The stream log cannot be loaded.
+    #[error(transparent)]
+    StreamLog(#[from] LogError),
+}
+
 /// What a hub is made of.
 pub struct HubBuilder {
     limits: Limits,
     authenticator: Arc<dyn Authenticator>,
     queue: Arc<dyn CommandQueue>,
+    stream_log: Option<Arc<dyn StreamLog>>,
 }
 
 impl std::fmt::Debug for HubBuilder {
@@ -82,18 +97,31 @@ impl HubBuilder {
         self
     }
 
-    /// Loads the queue and starts the hub's timer on the present runtime.
+    /// Where output is kept for the next hub; only in memory otherwise. Goes
+    /// with a [`queue`](Self::queue) that survives, too.
+    #[must_use]
+    pub fn stream_log(mut self, log: Arc<dyn StreamLog>) -> Self {
+        self.stream_log = Some(log);
+        self
+    }
+
+    /// Loads the queue and the stream log, and starts the hub's timer on the present runtime.
     ///
     /// # Errors
     ///
-    /// When the queue cannot be loaded. Nothing was changed then.
+    /// When the queue or the stream log cannot be loaded. Nothing was changed
+    /// then.
     ///
     /// # Panics
     ///
     /// When called outside a tokio runtime.
     #[expect(clippy::disallowed_methods, reason = "the shell is where randomness comes from")]
-    pub async fn start(self) -> Result<Hub, QueueError> {
+    pub async fn start(self) -> Result<Hub, StartError> {
         let stored = self.queue.load().await?;
+        let streams = match &self.stream_log {
+            Some(log) => Some(log.load().await?),
+            None => None,
+        };
         match self.authenticator.describe() {
             "anyone" => tracing::warn!(
                 target: "trunkline::hub",
@@ -108,12 +136,14 @@ impl HubBuilder {
             epoch: self.queue.epoch(),
             seed: rand::random(),
             stored,
+            streams,
         };
         let limits = Arc::new(self.limits);
         let shared = Shared::new(
             |now| Core::new(setup, now),
             self.authenticator,
             self.queue,
+            self.stream_log,
             limits.hook_timeout,
             limits.close_timeout,
         );
@@ -131,6 +161,7 @@ impl Hub {
             limits: Limits::default(),
             authenticator: Arc::new(Anyone),
             queue: Arc::new(MemoryQueue::new()),
+            stream_log: None,
         }
     }
 

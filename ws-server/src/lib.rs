@@ -35,9 +35,9 @@ pub mod testing;
 mod transport;
 
 pub use hooks::{
-    Anyone, AuthError, Authenticator, CommandQueue, Credentials, Identity, MemoryQueue, QueueError,
-    Role, TokenTable,
+    Anyone, AuthError, Authenticator, CommandQueue, Credentials, Identity, LogError, MemoryQueue,
+    MemoryStreamLog, QueueError, Role, StreamLog, TokenTable,
 };
-pub use hub::{Hub, HubBuilder};
+pub use hub::{Hub, HubBuilder, StartError};
 pub use transport::{MemoryLink, Violation};
 pub use trunkline_protocol as protocol;

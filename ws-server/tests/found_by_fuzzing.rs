@@ -27,6 +27,7 @@ fn core() -> Core {
         epoch: QueueEpoch::from_u128(2),
         seed: [0; 32],
         stored: Vec::new(),
+        streams: None,
     };
     Core::new(setup, at(0))
 }

@@ -50,8 +50,6 @@ pub(super) struct Command {
     pub(super) attempt: u32,
     /// The process that holds the lease.
     instance: Option<InstanceId>,
-    /// Whether this hub has sent it: then it has forgotten nothing of it.
-    pub(super) is_sent: bool,
     /// The output of each attempt.
     pub(super) streams: Vec<(u32, StreamId)>,
     started_at_ms: Option<u64>,
@@ -169,13 +167,18 @@ impl Command {
         }
     }
 
-    /// Whether the stream that an agent lists may be one of this command's:
-    /// an attempt has one, and the attempts that are remembered are few.
-    pub(super) fn has_room_for(&self, held: &HeldCommand) -> bool {
-        let listed = held.stream.map(|listed| listed.stream);
-        self.streams.iter().any(|(_, known)| Some(*known) == listed)
-            || (self.streams.len() < STREAMS_MAX
-                && self.streams.iter().all(|(attempt, _)| *attempt != held.attempt))
+    /// Notes that the stream is the output of an attempt, if it may be: an
+    /// attempt has one, and the attempts that are remembered are few.
+    pub(super) fn has(&mut self, attempt: u32, stream: StreamId) -> bool {
+        if self.streams.iter().any(|(_, known)| *known == stream) {
+            return true;
+        }
+        let may = self.streams.len() < STREAMS_MAX
+            && self.streams.iter().all(|(known, _)| *known != attempt);
+        if may {
+            self.streams.push((attempt, stream));
+        }
+        may
     }
 
     /// The number of the attempt that is being leased. One that was stored
@@ -257,7 +260,6 @@ impl Tenant {
             stage: Stage::Accepting,
             attempt: 0,
             instance: None,
-            is_sent: false,
             streams: Vec::new(),
             started_at_ms: None,
             deliver_by: wires.now.monotonic.saturating_add(within),
@@ -531,7 +533,6 @@ impl Tenant {
         }
         command.stage = Stage::Dispatched;
         command.attempt = command.next_attempt();
-        command.is_sent = true;
         wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
         self.send_execute(wires, id);
         self.publish_command(wires, id);
@@ -861,7 +862,6 @@ impl Tenant {
             stage: Stage::Dispatched,
             attempt: held.attempt,
             instance: Some(instance),
-            is_sent: false,
             streams: Vec::new(),
             started_at_ms: None,
             deliver_by: Duration::MAX,
@@ -998,7 +998,6 @@ impl Tenant {
             stage,
             attempt: stored.attempt,
             instance: stored.instance,
-            is_sent: false,
             streams: stored.stream.map(|stream| (stored.attempt, stream)).into_iter().collect(),
             started_at_ms: None,
             deliver_by: wires.now.monotonic.saturating_add(left),

@@ -34,6 +34,8 @@ pub(super) enum Due {
     Store(TenantId, CommandId),
     /// A finished command's output is dropped.
     LogRetention(TenantId, CommandId),
+    /// Keeping output failed and is tried again.
+    Keep,
     /// A dashboard that left is forgotten.
     Dashboard(TenantId, DashboardId),
 }

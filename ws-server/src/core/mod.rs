@@ -8,8 +8,9 @@
 //!    and, when [`deadline`](Core::deadline) has come,
 //!    [`handle_timeout`](Core::handle_timeout).
 //! 2. Take its [`Effect`]s until there are none. A hook's answer goes back
-//!    through [`handle_authenticated`](Core::handle_authenticated) or
-//!    [`handle_stored`](Core::handle_stored), at any later time.
+//!    through [`handle_authenticated`](Core::handle_authenticated),
+//!    [`handle_stored`](Core::handle_stored) or
+//!    [`handle_kept`](Core::handle_kept), at any later time.
 //! 3. For each link named by [`Effect::Wake`], ask
 //!    [`transmit`](Core::transmit) for frames whenever the link can take some,
 //!    until it returns none. A [`Frame::Close`] is the last: when it is out,
@@ -21,6 +22,7 @@ mod agents;
 mod commands;
 mod dashboards;
 mod deadlines;
+mod keeping;
 mod link;
 mod streams;
 mod tenant;
@@ -45,10 +47,13 @@ use trunkline_protocol::message::{
 use trunkline_protocol::time::Now;
 
 use self::deadlines::{Deadlines, Due};
+use self::keeping::Keeping;
 use self::link::{AgentLink, Closing, DashboardLink, Link, State};
 use self::tenant::Tenant;
 use self::wires::Wires;
-use crate::hooks::{AuthError, Credentials, Identity, QueueError, Role, StoredCommand};
+use crate::hooks::{
+    AuthError, Credentials, Identity, QueueError, Role, StoredCommand, StoredStream,
+};
 
 pub use self::link::LinkId;
 pub use self::wires::Effect;
@@ -66,6 +71,8 @@ pub struct Setup {
     pub seed: [u8; 32],
     /// What the queue has kept.
     pub stored: Vec<StoredCommand>,
+    /// What the stream log has kept; `None` without a stream log.
+    pub streams: Option<Vec<StoredStream>>,
 }
 
 /// The hub.
@@ -93,6 +100,7 @@ impl Core {
                 effects: VecDeque::new(),
                 closed: Vec::new(),
                 log_bytes: 0,
+                keeping: setup.streams.is_some().then(Keeping::default),
             },
             tenants: HashMap::new(),
             rng: StdRng::from_seed(setup.seed),
@@ -106,6 +114,7 @@ impl Core {
                 tenants.entry(tenant.clone()).or_insert_with(|| Tenant::new(tenant, wires));
             tenant.load_command(wires, command);
         }
+        core.load_streams(setup.streams.unwrap_or_default());
         core
     }
 
@@ -160,7 +169,7 @@ impl Core {
             }
             State::Agent(agent) => {
                 if let Some(tenant) = self.tenants.get_mut(&agent.tenant) {
-                    tenant.transmit_agent(&agent.agent, into);
+                    tenant.transmit_agent(self.wires.keeping.as_ref(), &agent.agent, into);
                 }
                 false
             }
@@ -783,6 +792,7 @@ impl Core {
                     tenant.drop_output(wires, command);
                 }
             }
+            Due::Keep => self.handle_keep(),
             Due::Dashboard(id, dashboard) => {
                 if let Some(tenant) = tenants.get_mut(&id) {
                     tenant.forget_dashboard(wires, &dashboard);
@@ -867,6 +877,7 @@ impl Core {
                 State::Greeting { .. } | State::Authenticating { .. } | State::Closed => {}
             }
         }
+        self.keep();
     }
 
     /// Keeps all logs together within their bound: the largest gives.

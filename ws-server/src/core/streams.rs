@@ -10,7 +10,7 @@ use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::codec;
 use trunkline_protocol::codec::binary::OutputHeader;
 use trunkline_protocol::frame::{Close, Frame};
-use trunkline_protocol::ids::{AgentId, CommandId, StreamId};
+use trunkline_protocol::ids::{AgentId, CommandId, StreamId, TenantId};
 use trunkline_protocol::message::{
     Envelope, ErrorCode, From, GapReason, HeldCommand, HubToAgent, HubToDashboard, Lag, Refusal,
     Target, TerminalGap, TerminalOpened, TerminalSubscription, TerminalTaken,
@@ -19,9 +19,11 @@ use trunkline_protocol::stream::{Log, Read};
 
 use super::commands::Command;
 use super::deadlines::Due;
+use super::keeping::{Copied, Keeping};
 use super::link::{DashboardLink, LinkId, Reader, State, Wait};
 use super::tenant::Tenant;
 use super::wires::Wires;
+use crate::hooks::StreamHead;
 
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -34,7 +36,9 @@ pub(super) struct Stream {
     /// The agent may send up to here.
     allowed: u64,
     /// What the agent was last told.
-    told: TerminalTaken,
+    pub(super) told: TerminalTaken,
+    /// How far its copy in the stream log is.
+    pub(super) copied: Copied,
     /// Whether the agent's list of takens to send has it.
     telling: bool,
     /// Dashboards that have read everything and are to be woken by more.
@@ -93,6 +97,14 @@ impl Stream {
         self.counted = cost;
     }
 
+    /// There is more in the log, be it the name of a hole, which is memory,
+    /// too.
+    fn grown(&mut self, wires: &mut Wires, tenant: &TenantId) {
+        self.log.evict_to(wires.limits.log_bytes_per_stream);
+        self.count(&mut wires.log_bytes);
+        wires.keep(tenant, self.log.stream(), &mut self.copied);
+    }
+
     pub(super) fn forget_reader(&mut self, link: LinkId) {
         self.waiting.retain(|waiting| *waiting != link);
     }
@@ -112,8 +124,46 @@ fn gap_frame(stream: StreamId, from: u64, to: u64, reason: GapReason) -> Frame {
 impl Tenant {
     // ---- filling --------------------------------------------------------
 
+    /// A stream that the last hub kept. Whether its command is known.
+    pub(super) fn load_stream(
+        &mut self,
+        wires: &mut Wires,
+        head: StreamHead,
+        log: Log,
+        copied: Copied,
+    ) -> bool {
+        let StreamHead { stream, command, attempt, agent, .. } = head;
+        let known = self.commands.get_mut(&command).filter(|known| known.request.agent == agent);
+        let Some(known) = known else { return false };
+        if !known.has(attempt, stream) {
+            return false;
+        }
+        if known.is_final() {
+            let retention = wires.limits.log_retention;
+            wires.in_time(Due::LogRetention(self.id.clone(), command), retention);
+        }
+        let (stored, allowed) = (log.end(), allowance(log.end(), wires.limits.grant_bytes));
+        let mut loaded = Stream {
+            command,
+            attempt,
+            agent,
+            counted: 0,
+            told: TerminalTaken { stream, stored, allowed },
+            copied,
+            log,
+            allowed,
+            telling: false,
+            waiting: Vec::new(),
+        };
+        loaded.log.evict_to(wires.limits.log_bytes_per_stream);
+        loaded.count(&mut wires.log_bytes);
+        self.streams.insert(stream, loaded);
+        true
+    }
+
     /// A stream begins, or is known again: `from` is the oldest byte that its
-    /// agent can still give.
+    /// agent can still give. What is missing below the agent names itself: it
+    /// knows whether a hub had it.
     pub(super) fn open_stream(
         &mut self,
         wires: &mut Wires,
@@ -126,26 +176,21 @@ impl Tenant {
             record.streams.iter().find(|(_, id)| *id == stream).map_or(record.attempt, |(a, _)| *a);
         let agent = record.request.agent.clone();
         if let Entry::Vacant(vacant) = self.streams.entry(stream) {
-            let log = match from {
-                0 => Log::new(stream),
-                from if record.is_sent => {
-                    Log::new_after_loss(stream, from, GapReason::AgentOverflow)
-                }
-                from => Log::new_after_loss(stream, from, GapReason::HubLoss),
-            };
             let allowed = allowance(from, wires.limits.grant_bytes);
             let mut opened = Stream {
                 command,
                 counted: 0,
                 attempt,
                 agent: agent.clone(),
-                told: TerminalTaken { stream, stored: from, allowed },
-                log,
+                told: TerminalTaken { stream, stored: 0, allowed },
+                copied: Copied::default(),
+                log: Log::new(stream),
                 allowed,
                 telling: false,
                 waiting: Vec::new(),
             };
             opened.count(&mut wires.log_bytes);
+            wires.keep(&self.id, stream, &mut opened.copied);
             vacant.insert(opened);
             self.announce(wires, stream, &Target::Command(command));
             self.announce(wires, stream, &Target::Agent(agent.clone()));
@@ -178,15 +223,15 @@ impl Tenant {
         match self.streams.get_mut(&listed.stream) {
             Some(stream) if stream.agent == *agent => {
                 let end = self.commands.get(&held.command).and_then(Command::end);
-                if end.is_some_and(|end| stream.log.end() >= end) {
+                if end.is_some_and(|end| stream.stored(wires.keeping.as_ref()) >= end) {
                     // Nothing more is wanted of it.
                     let stored = listed.to.max(stream.log.end());
                     let taken = TerminalTaken { stream: listed.stream, stored, allowed: stored };
                     wires.send(link, HubToAgent::Taken(taken));
                     return;
                 }
-                let stored = stream.log.end();
-                stream.allowed = stream.allowed.max(allowance(stored, wires.limits.grant_bytes));
+                let ahead = allowance(stream.log.end(), wires.limits.grant_bytes);
+                stream.allowed = stream.allowed.max(ahead);
                 self.tell(wires, agent, listed.stream);
             }
             Some(_) => {}
@@ -194,11 +239,8 @@ impl Tenant {
                 // Its command is stored as ended here, but its output is gone
                 // (or never was): take it again if the command is listed.
                 let known = self.commands.get_mut(&held.command);
-                let known = known.filter(|c| c.request.agent == *agent && c.has_room_for(held));
-                if let Some(command) = known {
-                    if !command.streams.iter().any(|(_, id)| *id == listed.stream) {
-                        command.streams.push((held.attempt, listed.stream));
-                    }
+                let known = known.filter(|command| command.request.agent == *agent);
+                if known.is_some_and(|command| command.has(held.attempt, listed.stream)) {
                     self.open_stream(wires, held.command, listed.stream, listed.from);
                 } else {
                     let stored = listed.to;
@@ -238,8 +280,7 @@ impl Tenant {
         match stream.log.append(header.offset, header.channel, &data) {
             Ok(0) => {}
             Ok(_) => {
-                stream.log.evict_to(wires.limits.log_bytes_per_stream);
-                stream.count(&mut wires.log_bytes);
+                stream.grown(wires, &self.id);
                 self.wake_readers(wires, header.stream);
                 self.grant(wires, header.stream);
             }
@@ -274,9 +315,7 @@ impl Tenant {
         let end = self.commands.get(&stream.command).and_then(Command::end).unwrap_or(u64::MAX);
         if stream.log.skip(gap.to.min(end), gap.reason).is_some() {
             stream.allowed = stream.allowed.max(gap.to);
-            // The name of a hole is memory, too.
-            stream.log.evict_to(wires.limits.log_bytes_per_stream);
-            stream.count(&mut wires.log_bytes);
+            stream.grown(wires, &self.id);
             self.wake_readers(wires, gap.stream);
             self.grant(wires, gap.stream);
         }
@@ -303,8 +342,7 @@ impl Tenant {
         for (id, end) in lost {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             if stream.log.skip(end, GapReason::AgentLoss).is_some() {
-                stream.log.evict_to(wires.limits.log_bytes_per_stream);
-                stream.count(&mut wires.log_bytes);
+                stream.grown(wires, &self.id);
                 self.wake_readers(wires, id);
             }
         }
@@ -370,10 +408,23 @@ impl Tenant {
     /// The link to an agent was silent: a good time to say what is stored.
     pub(super) fn tell_stored(&mut self, wires: &mut Wires, agent: &AgentId) {
         for id in self.live_streams(agent) {
-            let behind = |stream: &Stream| stream.told.stored < stream.log.end();
+            let behind =
+                |stream: &Stream| stream.told.stored < stream.stored(wires.keeping.as_ref());
             if self.streams.get(&id).is_some_and(behind) {
                 self.tell(wires, agent, id);
             }
+        }
+    }
+
+    /// More of a stream is stored: says so if that is much, or all.
+    pub(super) fn tell_stored_of(&mut self, wires: &mut Wires, id: StreamId) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        let stored = stream.stored(wires.keeping.as_ref());
+        let news = stored.saturating_sub(stream.told.stored);
+        if news >= (wires.limits.grant_bytes / 8).max(1) || (news > 0 && stored == stream.log.end())
+        {
+            let agent = stream.agent.clone();
+            self.tell(wires, &agent, id);
         }
     }
 
@@ -385,8 +436,8 @@ impl Tenant {
         let commands = commands.filter_map(|id| self.commands.get(id));
         let live = commands.filter_map(|command| {
             let id = command.stream()?;
-            let log = &self.streams.get(&id)?.log;
-            command.end().is_none_or(|end| log.end() < end).then_some(id)
+            let stream = self.streams.get(&id)?;
+            command.end().is_none_or(|end| stream.log.end() < end).then_some(id)
         });
         live.collect()
     }
@@ -405,12 +456,17 @@ impl Tenant {
     }
 
     /// Writes the takens that wait, newest figures only.
-    pub(super) fn transmit_agent(&mut self, agent: &AgentId, into: &mut Vec<Frame>) {
+    pub(super) fn transmit_agent(
+        &mut self,
+        keeping: Option<&Keeping>,
+        agent: &AgentId,
+        into: &mut Vec<Frame>,
+    ) {
         let Some(agent) = self.agents.get_mut(agent) else { return };
         for id in std::mem::take(&mut agent.tell) {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             stream.telling = false;
-            let (stored, allowed) = (stream.log.end(), stream.allowed);
+            let (stored, allowed) = (stream.stored(keeping), stream.allowed);
             stream.told = TerminalTaken { stream: id, stored, allowed };
             into.push(codec::encode(&Envelope::bare(HubToAgent::Taken(stream.told.clone()))));
         }
@@ -568,6 +624,7 @@ impl Tenant {
     pub(super) fn drop_stream(&mut self, wires: &mut Wires, id: StreamId) {
         let Some(stream) = self.streams.remove(&id) else { return };
         wires.log_bytes -= stream.counted;
+        wires.keep_no_more(&self.id, id);
         let ended = self.commands.get(&stream.command).and_then(Command::end);
         let end = stream.log.end().max(ended.unwrap_or(0));
         let links: BTreeSet<LinkId> = self.dashboards.values().filter_map(|d| d.link).collect();
@@ -593,6 +650,7 @@ impl Tenant {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.log.evict_to(down_to);
             stream.count(&mut wires.log_bytes);
+            wires.keep(&self.id, id, &mut stream.copied);
         }
     }
 }

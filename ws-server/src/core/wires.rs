@@ -13,8 +13,9 @@ use trunkline_protocol::message::{Direction, Envelope};
 use trunkline_protocol::time::Now;
 
 use super::deadlines::{Deadlines, Due};
+use super::keeping::Keeping;
 use super::link::{Closing, Link, LinkId, State};
-use crate::hooks::{Credentials, QueueChange};
+use crate::hooks::{Credentials, LogChange, QueueChange};
 
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +40,9 @@ pub enum Effect {
     },
     /// Tell the queue; nobody waits for the answer.
     Forget(QueueChange),
+    /// Ask the stream log, then say [`Core::handle_kept`](super::Core::handle_kept).
+    /// Another comes only after that.
+    Keep(Vec<LogChange>),
 }
 
 #[derive(Debug)]
@@ -57,6 +61,8 @@ pub(super) struct Wires {
     pub(super) closed: Vec<(LinkId, State)>,
     /// Memory of all logs of all tenants.
     pub(super) log_bytes: usize,
+    /// How far the copies in the stream log are, if there is one.
+    pub(super) keeping: Option<Keeping>,
 }
 
 impl Wires {

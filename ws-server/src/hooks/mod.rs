@@ -5,6 +5,7 @@ mod authenticator;
 mod queue;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod stream_log;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,6 +17,9 @@ pub use queue::{CommandQueue, MemoryQueue, QueueChange, QueueError, StoredComman
 #[cfg(feature = "sqlite")]
 pub use sqlite::{
     HistoryCursor, HistoryPage, OpenError, SqliteQueue, SqliteQueueBuilder, Synchronous,
+};
+pub use stream_log::{
+    LogChange, LogError, MemoryStreamLog, Piece, StoredStream, StreamHead, StreamLog,
 };
 
 /// A boxed future, so that hooks are object-safe.

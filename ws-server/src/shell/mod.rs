@@ -21,7 +21,10 @@ use self::clock::Clock;
 pub(crate) use self::link::run_link;
 use self::wake_up::WakeUp;
 use crate::core::{Core, Effect, LinkId};
-use crate::hooks::{AuthError, Authenticator, CommandQueue, Credentials, QueueChange, QueueError};
+use crate::hooks::{
+    AuthError, Authenticator, CommandQueue, Credentials, LogChange, LogError, QueueChange,
+    QueueError, StreamLog,
+};
 
 /// What [`wake_up`] is made of.
 mod sync {
@@ -39,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) ended: Notify,
     authenticator: Arc<dyn Authenticator>,
     queue: Arc<dyn CommandQueue>,
+    stream_log: Option<Arc<dyn StreamLog>>,
     hook_timeout: Duration,
     pub(crate) close_timeout: Duration,
 }
@@ -60,6 +64,7 @@ enum Ask {
     Authenticate(LinkId, Credentials),
     Store(TenantId, CommandId, QueueChange),
     Forget(QueueChange),
+    Keep(Vec<LogChange>),
 }
 
 impl Shared {
@@ -67,6 +72,7 @@ impl Shared {
         core: impl FnOnce(Now) -> Core,
         authenticator: Arc<dyn Authenticator>,
         queue: Arc<dyn CommandQueue>,
+        stream_log: Option<Arc<dyn StreamLog>>,
         hook_timeout: Duration,
         close_timeout: Duration,
     ) -> Arc<Self> {
@@ -86,6 +92,7 @@ impl Shared {
             ended: Notify::new(),
             authenticator,
             queue,
+            stream_log,
             hook_timeout,
             close_timeout,
         })
@@ -117,6 +124,7 @@ impl Shared {
                     asks.push(Ask::Store(tenant, command, change));
                 }
                 Effect::Forget(change) => asks.push(Ask::Forget(change)),
+                Effect::Keep(changes) => asks.push(Ask::Keep(changes)),
             }
         }
         let deadline = inside.core.deadline();
@@ -163,6 +171,12 @@ impl Shared {
                     shared.input(|core, now| core.handle_stored(&tenant, command, &stored, now));
                 });
             }
+            Ask::Keep(changes) => {
+                tokio::spawn(async move {
+                    let kept = shared.keep(&changes, limit).await;
+                    shared.input(|core, now| core.handle_kept(&kept, now));
+                });
+            }
             Ask::Forget(change) => {
                 tokio::spawn(async move {
                     if let Err(error) = shared.store(&change, limit).await {
@@ -171,6 +185,12 @@ impl Shared {
                 });
             }
         }
+    }
+
+    async fn keep(&self, changes: &[LogChange], limit: Duration) -> Result<(), LogError> {
+        let Some(log) = &self.stream_log else { return Ok(()) };
+        let slow = |_| Err(LogError("took too long".into()));
+        tokio::time::timeout(limit, log.apply(changes)).await.unwrap_or_else(slow)
     }
 
     async fn store(&self, change: &QueueChange, limit: Duration) -> Result<(), QueueError> {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use trunkline_protocol::codec::binary::OUTPUT_HEADER_BYTES;
 use trunkline_protocol::ids::StreamId;
-use trunkline_protocol::message::{Channel, GapReason, HeldStream, TerminalGap};
+use trunkline_protocol::message::{Channel, Gap, GapReason, HeldStream, TerminalGap};
 use trunkline_protocol::stream::{
     CHUNK_BYTES_MAX, CHUNK_OVERHEAD_BYTES, Coalescer, Coalescing, Log, Read,
 };
@@ -35,6 +35,8 @@ pub(super) struct Tail {
     digest: Sha256,
     /// The hub had everything below, when it was last heard of.
     stored: u64,
+    /// Some hub had everything below, once.
+    delivered: u64,
     /// `None` until the hub has said, on this link, where it stands.
     flow: Option<Flow>,
     hold: Hold,
@@ -77,6 +79,7 @@ impl Tail {
             coalescer: Coalescer::new(coalescing),
             digest: Sha256::new(),
             stored: 0,
+            delivered: 0,
             flow: None,
             hold: Hold::Free,
             finished: false,
@@ -220,6 +223,7 @@ impl Tail {
             self.flow = Some(Flow { sent: stored, allowed, confirmed: true });
             self.stored = stored;
         }
+        self.delivered = self.delivered.max(stored);
         self.hold != Hold::Free
     }
 
@@ -262,7 +266,12 @@ impl Tail {
         if flow.sent >= self.log.end() {
             return None;
         }
-        let read = if flow.sent < self.log.start() {
+        let start = self.log.start();
+        let read = if flow.sent < start.min(self.delivered) {
+            // It was given up because a hub had it, which this one does not.
+            let (from, to) = (flow.sent, start.min(self.delivered));
+            Read::Gap(Gap { from, to, reason: GapReason::HubLoss })
+        } else if flow.sent < start {
             // What is lost is said at once, whatever is granted.
             self.log.read(flow.sent)
         } else {
