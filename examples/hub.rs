@@ -3,7 +3,7 @@
 //! ```sh
 //! cargo run --example hub -- --listen 127.0.0.1:7070
 //! cargo run --example hub -- --listen 0.0.0.0:7070 --tokens tokens.txt
-//! cargo run --example hub --features sqlite -- --queue queue.db
+//! cargo run --example hub --features sqlite -- --queue queue.db --output output.db
 //! ```
 //!
 //! Without `--tokens` anyone who can reach it may be anything: keep that to
@@ -47,6 +47,10 @@ struct Args {
     #[cfg(feature = "sqlite")]
     #[arg(long, value_name = "FILE")]
     queue: Option<PathBuf>,
+    /// Keep recent output in this SQLite file, too
+    #[cfg(feature = "sqlite")]
+    #[arg(long, value_name = "FILE", requires = "queue")]
+    output: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -64,6 +68,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if let Some(file) = &args.queue {
         let queue = trunkline_server::hooks::SqliteQueue::open(file)?;
         hub = hub.queue(std::sync::Arc::new(queue));
+    }
+    #[cfg(feature = "sqlite")]
+    if let Some(file) = &args.output {
+        let output = trunkline_server::hooks::SqliteStreamLog::open(file)?;
+        hub = hub.stream_log(std::sync::Arc::new(output));
     }
     let hub = hub.start().await?;
     let listener = TcpListener::bind(&args.listen)

@@ -22,7 +22,9 @@ use trunkline_protocol::roster::Roster;
 use trunkline_protocol::time::Now;
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
 use trunkline_server::hooks::{LogChange, LogError, QueueChange, QueueError};
-use trunkline_server::{AuthError, CommandQueue as _, Identity, MemoryQueue, MemoryStreamLog, Role};
+use trunkline_server::{
+    AuthError, CommandQueue as _, Identity, MemoryQueue, MemoryStreamLog, Role,
+};
 
 use crate::agent::{AgentNode, SimJournal};
 use crate::cable::Cable;

@@ -11,8 +11,8 @@
 //!
 //! The second plays the round of a seed again: its schedule is the same, the
 //! moments at which processes get their turn are not. With the feature `sqlite`
-//! the hub keeps its commands in a file, and without in memory, so that they
-//! may be lost with it.
+//! the hub keeps commands and output in files, and without in memory, so that
+//! they may be lost with it.
 //!
 //! | module | what is in it |
 //! |---|---|
@@ -58,7 +58,7 @@ use crate::judge::{Tally, agree, judge};
 use crate::people::{Asked, Person, watch_ends};
 use crate::plan::{Act, Plan};
 use crate::reader::{Reading, read};
-use crate::stage::{AGENT, KEEPS_QUEUE, Stage, Trace};
+use crate::stage::{AGENT, IS_KEPT, Stage, Trace};
 
 /// Longest that anything may take to be in order once all is healed: a
 /// dashboard may take 45 s to notice that its link is dead, and an agent that
@@ -78,8 +78,8 @@ async fn whatever_breaks_ends_are_true_and_bytes_are_right() {
     let first = seed.unwrap_or_else(fresh_seed);
     let is_short = seed.is_none() && rounds.is_none();
     let rounds = rounds.unwrap_or(if seed.is_some() { 1 } else { ROUNDS });
-    let kind = if KEEPS_QUEUE { "a queue in a file" } else { "a queue in memory" };
-    println!("{rounds} rounds from seed {first}, hubs with {kind}");
+    let kind = if IS_KEPT { "files" } else { "memory" };
+    println!("{rounds} rounds from seed {first}, hubs that keep all in {kind}");
     let plans = (first..).map(Plan::draw).filter(|plan| !is_short || !plan.is_long);
     let count = usize::try_from(rounds).unwrap();
     let (tally, broken) = play(plans.take(count).collect(), rounds).await;

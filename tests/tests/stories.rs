@@ -20,7 +20,10 @@ const S: Duration = Duration::from_secs(1);
 
 /// A hub, an agent `a`, two dashboards, all connected.
 fn small_world(seed: u64) -> World {
-    let mut world = World::new(seed);
+    populated(World::new(seed))
+}
+
+fn populated(mut world: World) -> World {
     world.agent("a");
     world.dashboard();
     world.dashboard();
@@ -384,6 +387,76 @@ fn a_hub_that_is_killed_and_keeps_its_queue_goes_on() {
     ends(&mut world, queued, CommandStatus::Completed);
     read_whole(&mut world, queued, 10);
     assert_eq!(world.agents[0].starts[&command], 1);
+}
+
+/// The same with a stream log.
+fn world_with_a_stream_log(seed: u64) -> World {
+    let mut world = World::new(seed);
+    world.keep_output();
+    populated(world)
+}
+
+#[test]
+fn kept_output_outlives_the_hub_and_the_agent() {
+    let mut world = world_with_a_stream_log(41);
+    let (ended, _) = world.request(0, "a", "write:3000000 exit:0");
+    ends(&mut world, ended, CommandStatus::Completed);
+    world.run_for(2 * S);
+    world.crash_agent(0);
+    world.kill_hub();
+    world.start_hub(Memory::Kept);
+    world.run_for(5 * S);
+    for dashboard in 0..2 {
+        world.watch(dashboard, ended); // they have seen nothing of it before
+    }
+    read_whole(&mut world, ended, 3_000_000);
+}
+
+#[test]
+fn what_readers_saw_before_it_was_kept_is_not_lost_with_the_hub() {
+    for killed_after in [3, 10, 30, 80, 200] {
+        let mut world = world_with_a_stream_log(killed_after);
+        // Readers are shown what the stream log takes seconds to keep.
+        world.hook_delay = 2 * S;
+        let (command, _) = world.request(0, "a", "write:2000000 sleep:6000 write:1000 exit:0");
+        world.watch(0, command);
+        world.run_until(20 * S, |w| w.dashboards[0].of(command).is_some_and(|s| s.at > 100_000));
+        world.run_for(Duration::from_millis(killed_after));
+        world.kill_hub();
+        world.hook_delay = MS;
+        world.start_hub(Memory::Kept);
+        ends(&mut world, command, CommandStatus::Completed);
+        world.watch(1, command);
+        read_whole(&mut world, command, 2_001_000);
+        assert_eq!(world.agents[0].starts[&command], 1);
+    }
+}
+
+#[test]
+fn a_stream_log_that_fails_holds_nobody_up() {
+    let mut world = world_with_a_stream_log(43);
+    world.log_storage = Storage::Fails;
+    // More than a tail holds for what is not stored.
+    let takes = |world: &mut World| {
+        let begun = world.now().monotonic;
+        let (command, _) = world.request(0, "a", "write:30000000 exit:0");
+        ends(world, command, CommandStatus::Completed);
+        (command, world.now().monotonic.saturating_sub(begun))
+    };
+    let (command, without) = takes(&mut world);
+    world.log_storage = Storage::Works;
+    let (_, with) = takes(&mut world);
+    assert!(without < 2 * with, "{without:?} against {with:?}");
+    // What was not kept then is kept now, as far as it is still there.
+    world.run_for(5 * S);
+    world.crash_agent(0);
+    world.kill_hub();
+    world.start_hub(Memory::Kept);
+    world.watch(1, command);
+    world.run_for(5 * S);
+    let seen = world.dashboards[1].of(command).unwrap();
+    assert_eq!((seen.gaps.len(), seen.at), (1, 30_000_000), "{:?}", seen.gaps);
+    assert_eq!(seen.gaps[0].reason, GapReason::Evicted);
 }
 
 #[test]

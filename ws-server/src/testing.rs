@@ -5,6 +5,7 @@
 
 #![allow(clippy::panic, clippy::expect_used, reason = "a suite of tests")]
 
+mod stream_log;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use trunkline_protocol::message::{
     CommandEnd, CommandRequest, CommandSpec, CommandStatus, Priority, Run,
 };
 
+pub use self::stream_log::stream_log;
 use crate::hooks::{CommandQueue, QueueChange, StoredCommand};
 
 /// Runs everything that a [`CommandQueue`] must keep to.

@@ -10,7 +10,7 @@ use trunkline_protocol::roster::Roster;
 use crate::people::{Asked, Heard, is_true_of, marks};
 use crate::plan::{DASHBOARDS, Pace, Who};
 use crate::reader::{Reading, Seen};
-use crate::stage::{KEEPS_QUEUE, Kills, Stage};
+use crate::stage::{IS_KEPT, Kills, Stage};
 
 /// Below this a stream fits every log and every tail.
 const FITS_BYTES: u64 = 3 * 1024 * 1024;
@@ -79,7 +79,7 @@ pub(crate) fn judge(
 /// Whether a hub may have forgotten commands. Also those that were asked for
 /// later: a dashboard may not yet have known that its hub was gone.
 fn forgot(kills: &Kills) -> bool {
-    !KEEPS_QUEUE && kills.any(Who::Hub)
+    !IS_KEPT && kills.any(Who::Hub)
 }
 
 /// The command has one end, which is true. Says which.
@@ -217,7 +217,7 @@ fn is_gap_true(kills: &Kills, asked: &Asked, reason: &GapReason, at: u64, pace: 
     match reason {
         GapReason::Evicted | GapReason::AgentOverflow => at > FITS_BYTES,
         GapReason::AgentLoss => agent,
-        GapReason::HubLoss => hub && (agent || at > FITS_BYTES),
+        GapReason::HubLoss => !IS_KEPT && hub && (agent || at > FITS_BYTES),
         GapReason::Lagged => pace == Pace::Newest,
         GapReason::NotRequested | GapReason::Other(_) => false,
     }

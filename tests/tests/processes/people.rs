@@ -19,7 +19,7 @@ use trunkline_tests::process::now;
 use crate::plan::{Ask, Pace};
 use crate::program::{Expected, Program, typed};
 use crate::reader::{Reading, read};
-use crate::stage::{AGENT, KEEPS_QUEUE, Trace, pause};
+use crate::stage::{AGENT, IS_KEPT, Trace, pause};
 
 /// After that an agent is back that could not connect for a while, and has told
 /// a hub that lost its memory what it holds.
@@ -139,7 +139,7 @@ impl Person {
         let both = async { tokio::join!(ended, read) };
         tokio::select! {
             (end, reading) = both => Some(Attended { end, reading }),
-            () = self.nobody_knows(dashboard, &command), if !KEEPS_QUEUE => None,
+            () = self.nobody_knows(dashboard, &command), if !IS_KEPT => None,
         }
     }
 

@@ -235,8 +235,9 @@ impl Stage {
     async fn start_hub(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hub"));
         command.args(["--listen", "127.0.0.1:0"]);
-        if KEEPS_QUEUE {
+        if IS_KEPT {
             command.arg("--queue").arg(self.folder.join("queue.db"));
+            command.arg("--output").arg(self.folder.join("output.db"));
         }
         let hub = Process::start(command.stderr(self.log("hub.log")));
         let address = hub.says("hub: listening on ws://").await;
@@ -311,5 +312,5 @@ impl Stage {
     }
 }
 
-/// Whether the hub's commands survive its process.
-pub(crate) const KEEPS_QUEUE: bool = cfg!(feature = "sqlite");
+/// Whether the hub's commands and their output survive its process.
+pub(crate) const IS_KEPT: bool = cfg!(feature = "sqlite");

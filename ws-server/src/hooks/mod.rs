@@ -16,7 +16,8 @@ pub use authenticator::{
 pub use queue::{CommandQueue, MemoryQueue, QueueChange, QueueError, StoredCommand};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{
-    HistoryCursor, HistoryPage, OpenError, SqliteQueue, SqliteQueueBuilder, Synchronous,
+    HistoryCursor, HistoryPage, OpenError, SqliteQueue, SqliteQueueBuilder, SqliteStreamLog,
+    SqliteStreamLogBuilder, Synchronous,
 };
 pub use stream_log::{
     LogChange, LogError, MemoryStreamLog, Piece, StoredStream, StreamHead, StreamLog,

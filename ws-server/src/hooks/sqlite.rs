@@ -1,4 +1,5 @@
-//! A command queue in a SQLite file: accepted means on disk.
+//! A command queue in a SQLite file: accepted means on disk. And a stream log
+//! in another.
 //!
 //! One thread owns the connection. Changes reach it through a bounded channel,
 //! in order; those that wait at the same moment share one transaction, and
@@ -12,6 +13,7 @@
 
 mod file;
 mod rows;
+mod stream_log;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -24,6 +26,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use trunkline_protocol::ids::{AgentId, CommandId, QueueEpoch, TenantId};
 
+use self::file::{Opened, Options};
+pub use self::stream_log::{SqliteStreamLog, SqliteStreamLogBuilder};
 use self::writer::{Job, Writer};
 use super::{BoxFuture, CommandQueue, QueueChange, QueueError, StoredCommand};
 
@@ -46,26 +50,32 @@ pub enum Synchronous {
     Normal,
 }
 
-/// Why a queue's file cannot be opened. Nothing in it was changed.
+/// Why a file cannot be opened. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another hub has it, in this process or another.
-    #[error("{path}: another hub is using this queue")]
+    #[error("{path}: another hub is using this {kind}")]
     InUse {
         /// Which file.
         path: PathBuf,
+        /// What it is: a "command queue" or a "stream log".
+        kind: &'static str,
     },
     /// There is a file, and it is something else.
-    #[error("{path}: is not a command queue")]
+    #[error("{path}: is not a {kind}")]
     Foreign {
         /// Which file.
         path: PathBuf,
+        /// What it was to be.
+        kind: &'static str,
     },
     /// It was written by a later version of this library.
-    #[error("{path}: is a queue of version {version}; this program knows version {known}")]
+    #[error("{path}: is a {kind} of version {version}; this program knows version {known}")]
     Newer {
         /// Which file.
         path: PathBuf,
+        /// What it is.
+        kind: &'static str,
         /// Its version.
         version: u32,
         /// The latest that is known here.
@@ -101,19 +111,15 @@ pub enum OpenError {
 /// How a [`SqliteQueue`] is opened.
 #[derive(Debug, Clone)]
 pub struct SqliteQueueBuilder {
-    path: PathBuf,
-    sync: Synchronous,
+    options: Options,
     history: Duration,
-    busy_timeout: Duration,
-    #[cfg(test)]
-    pages_max: Option<u32>,
 }
 
 impl SqliteQueueBuilder {
     /// When a change counts as stored. [`Synchronous::Full`] unless set.
     #[must_use]
     pub fn sync(mut self, sync: Synchronous) -> Self {
-        self.sync = sync;
+        self.options.sync = sync;
         self
     }
 
@@ -130,7 +136,7 @@ impl SqliteQueueBuilder {
     /// [`hook_timeout`](trunkline_protocol::limits::Limits::hook_timeout).
     #[must_use]
     pub fn busy_timeout(mut self, time: Duration) -> Self {
-        self.busy_timeout = time;
+        self.options.busy_timeout = time;
         self
     }
 
@@ -144,16 +150,20 @@ impl SqliteQueueBuilder {
     ///
     /// See [`OpenError`]: what is there is left as it is.
     pub fn open(self) -> Result<SqliteQueue, OpenError> {
-        let opened = file::open(&self)?;
+        let Opened { connection, lock } = file::open(&self.options, &rows::SCHEMA)?;
+        let path = self.options.path;
+        let epoch = match rows::epoch(&connection) {
+            Ok(Some(epoch)) => epoch,
+            Ok(None) => return Err(OpenError::Damaged { path, what: "its epoch".into() }),
+            Err(error) => return Err(OpenError::Sqlite { path, error }),
+        };
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
-        let writer = Writer { connection: opened.connection, history: self.history };
-        let (epoch, lock) = (opened.epoch, opened.lock);
+        let writer = Writer { connection, history: self.history };
         let thread = std::thread::Builder::new().name("command-queue".into());
         let spawned = thread.spawn(move || {
             writer.run(waiting);
             drop(lock);
         });
-        let path = self.path;
         match spawned {
             Ok(thread) => Ok(SqliteQueue { epoch, jobs: Some(jobs), thread: Some(thread), path }),
             Err(error) => Err(OpenError::Io { path, error }),
@@ -223,12 +233,8 @@ impl SqliteQueue {
     /// A queue to be set up.
     pub fn builder(path: impl AsRef<Path>) -> SqliteQueueBuilder {
         SqliteQueueBuilder {
-            path: path.as_ref().to_owned(),
-            sync: Synchronous::default(),
+            options: Options::new(path.as_ref(), Synchronous::Full),
             history: Duration::from_secs(7 * 24 * 3600),
-            busy_timeout: Duration::from_secs(2),
-            #[cfg(test)]
-            pages_max: None,
         }
     }
 

@@ -193,7 +193,9 @@ impl StreamLog for MemoryStreamLog {
     }
 
     fn apply<'a>(&'a self, changes: &'a [LogChange]) -> BoxFuture<'a, Result<(), LogError>> {
-        changes.iter().for_each(|change| self.store(change));
+        for change in changes {
+            self.store(change);
+        }
         Box::pin(async { Ok(()) })
     }
 }

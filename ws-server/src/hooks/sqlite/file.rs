@@ -2,84 +2,92 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
-use trunkline_protocol::ids::QueueEpoch;
 
-use super::{OpenError, SqliteQueueBuilder, Synchronous};
+use super::{OpenError, Synchronous};
 
-/// Says whose file it is, in SQLite's own header: "trnq".
-const APPLICATION_ID: u32 = 0x7472_6e71;
+/// What a file is, and how its tables came about.
+#[derive(Debug)]
+pub(super) struct Schema {
+    /// What it is called in errors.
+    pub(super) kind: &'static str,
+    /// Says whose file it is, in SQLite's own header.
+    pub(super) application_id: u32,
+    /// What each version adds to the one before.
+    pub(super) migrations: &'static [&'static str],
+    /// What a new file begins with.
+    pub(super) begin: fn(&Connection) -> rusqlite::Result<()>,
+}
 
-/// The latest version of the tables.
-const VERSION: u32 = 1;
+impl Schema {
+    /// The latest version of the tables.
+    fn version(&self) -> u32 {
+        u32::try_from(self.migrations.len()).unwrap_or(u32::MAX)
+    }
+}
 
-/// What each version adds to the one before.
-const MIGRATIONS: [&str; VERSION as usize] = ["
-    CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    CREATE TABLE commands (
-        tenant TEXT NOT NULL,
-        command TEXT NOT NULL,
-        agent TEXT NOT NULL,
-        place INTEGER NOT NULL,
-        status TEXT NOT NULL,
-        attempt INTEGER NOT NULL,
-        instance TEXT,
-        stream TEXT,
-        requested_by TEXT,
-        requested_at_ms INTEGER NOT NULL,
-        ended_at_ms INTEGER,
-        forgotten_at_ms INTEGER,
-        request TEXT NOT NULL,
-        ending TEXT,
-        PRIMARY KEY (tenant, command)
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX ended ON commands (tenant, ended_at_ms, command) WHERE ended_at_ms IS NOT NULL;
-    CREATE INDEX forgotten ON commands (forgotten_at_ms) WHERE forgotten_at_ms IS NOT NULL;
-"];
+/// How a file is opened.
+#[derive(Debug, Clone)]
+pub(super) struct Options {
+    pub(super) path: PathBuf,
+    pub(super) sync: Synchronous,
+    pub(super) busy_timeout: Duration,
+    #[cfg(test)]
+    pub(super) pages_max: Option<u32>,
+}
+
+impl Options {
+    pub(super) fn new(path: &Path, sync: Synchronous) -> Self {
+        Self {
+            path: path.to_owned(),
+            sync,
+            busy_timeout: Duration::from_secs(2),
+            #[cfg(test)]
+            pages_max: None,
+        }
+    }
+}
 
 /// An open file.
 pub(super) struct Opened {
     pub(super) connection: Connection,
-    pub(super) epoch: QueueEpoch,
     /// Held as long as the file is used.
     pub(super) lock: File,
 }
 
-pub(super) fn open(builder: &SqliteQueueBuilder) -> Result<Opened, OpenError> {
-    let path = &builder.path;
-    let lock = lock(path)?;
-    let is_new = look_at_header(path)?;
+pub(super) fn open(options: &Options, schema: &Schema) -> Result<Opened, OpenError> {
+    let path = &options.path;
+    let lock = lock(path, schema)?;
+    let is_new = look_at_header(path, schema)?;
     let sqlite = |error| sort(path, error);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let flags = if is_new { flags | OpenFlags::SQLITE_OPEN_CREATE } else { flags };
     let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
-    connection.busy_timeout(builder.busy_timeout).map_err(sqlite)?;
-    if !is_new {
+    connection.busy_timeout(options.busy_timeout).map_err(sqlite)?;
+    if is_new {
+        // Before there are tables, or never: what is deleted can be given back.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(sqlite)?;
+    } else {
         check(path, &connection)?;
     }
     connection.pragma_update(None, "journal_mode", "WAL").map_err(sqlite)?;
-    let synchronous = match builder.sync {
+    let synchronous = match options.sync {
         Synchronous::Full => "FULL",
         Synchronous::Normal => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous).map_err(sqlite)?;
-    migrate(&mut connection).map_err(sqlite)?;
-    let epoch: String = connection
-        .query_row("SELECT value FROM about WHERE key = 'epoch'", [], |row| row.get(0))
-        .map_err(sqlite)?;
-    let epoch = epoch
-        .parse()
-        .map_err(|_| OpenError::Damaged { path: path.clone(), what: "its epoch".into() })?;
+    migrate(&mut connection, schema).map_err(sqlite)?;
     #[cfg(test)]
-    if let Some(pages) = builder.pages_max {
+    if let Some(pages) = options.pages_max {
         connection.pragma_update(None, "max_page_count", pages).map_err(sqlite)?;
     }
-    Ok(Opened { connection, epoch, lock })
+    Ok(Opened { connection, lock })
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
+fn lock(path: &Path, schema: &Schema) -> Result<File, OpenError> {
     let io = |error| OpenError::Io { path: path.to_owned(), error };
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -87,16 +95,19 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     let lock = open.map_err(io)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+        Err(TryLockError::WouldBlock) => {
+            Err(OpenError::InUse { path: path.to_owned(), kind: schema.kind })
+        }
         Err(TryLockError::Error(error)) => Err(io(error)),
     }
 }
 
 /// Whether there is no file yet. One that is there must be ours, which its
 /// first bytes say before SQLite may write to it.
-fn look_at_header(path: &Path) -> Result<bool, OpenError> {
+fn look_at_header(path: &Path, schema: &Schema) -> Result<bool, OpenError> {
     let io = |error| OpenError::Io { path: path.to_owned(), error };
-    let foreign = || OpenError::Foreign { path: path.to_owned() };
+    let kind = schema.kind;
+    let foreign = || OpenError::Foreign { path: path.to_owned(), kind };
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -115,11 +126,12 @@ fn look_at_header(path: &Path) -> Result<bool, OpenError> {
     let (Some(version), Some(application)) = (number(60), number(68)) else {
         return Err(foreign());
     };
-    if !is_sqlite || application != APPLICATION_ID {
+    if !is_sqlite || application != schema.application_id {
         return Err(foreign());
     }
-    if version > VERSION {
-        return Err(OpenError::Newer { path: path.to_owned(), version, known: VERSION });
+    let known = schema.version();
+    if version > known {
+        return Err(OpenError::Newer { path: path.to_owned(), kind, version, known });
     }
     Ok(false)
 }
@@ -134,30 +146,24 @@ fn check(path: &Path, connection: &Connection) -> Result<(), OpenError> {
     Err(OpenError::Damaged { path: path.to_owned(), what: found })
 }
 
-fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+fn migrate(connection: &mut Connection, schema: &Schema) -> rusqlite::Result<()> {
     let version: u32 =
         connection.query_row("SELECT user_version FROM pragma_user_version", [], |r| r.get(0))?;
-    if version == VERSION {
+    if version == schema.version() {
         return Ok(());
     }
     let change = connection.transaction()?;
-    for migration in MIGRATIONS.iter().skip(version as usize) {
+    for migration in schema.migrations.iter().skip(version as usize) {
         change.execute_batch(migration)?;
     }
     if version == 0 {
-        let epoch = new_epoch().to_string();
-        change.execute("INSERT INTO about (key, value) VALUES ('epoch', ?1)", [epoch])?;
-        change.pragma_update(None, "application_id", APPLICATION_ID)?;
+        (schema.begin)(&change)?;
+        change.pragma_update(None, "application_id", schema.application_id)?;
     }
-    change.pragma_update(None, "user_version", VERSION)?;
+    change.pragma_update(None, "user_version", schema.version())?;
     change.commit()?;
     // So that the header says whose file it is, to whoever looks at that first.
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-}
-
-#[expect(clippy::disallowed_methods, reason = "made once for each file, outside the core")]
-fn new_epoch() -> QueueEpoch {
-    QueueEpoch::from_u128(rand::random())
 }
 
 fn sort(path: &Path, error: rusqlite::Error) -> OpenError {

@@ -6,10 +6,55 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use trunkline_protocol::ids::{AgentId, TenantId};
+use trunkline_protocol::ids::{AgentId, QueueEpoch, TenantId};
 
+use super::file::Schema;
 use super::{HistoryCursor, HistoryPage};
 use crate::hooks::{QueueChange, StoredCommand};
+
+/// Its tables. "trnq".
+pub(super) const SCHEMA: Schema = Schema {
+    kind: "command queue",
+    application_id: 0x7472_6e71,
+    migrations: &["
+    CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE commands (
+        tenant TEXT NOT NULL,
+        command TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        place INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        instance TEXT,
+        stream TEXT,
+        requested_by TEXT,
+        requested_at_ms INTEGER NOT NULL,
+        ended_at_ms INTEGER,
+        forgotten_at_ms INTEGER,
+        request TEXT NOT NULL,
+        ending TEXT,
+        PRIMARY KEY (tenant, command)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX ended ON commands (tenant, ended_at_ms, command) WHERE ended_at_ms IS NOT NULL;
+    CREATE INDEX forgotten ON commands (forgotten_at_ms) WHERE forgotten_at_ms IS NOT NULL;
+"],
+    begin: |new| {
+        let epoch = new_epoch().to_string();
+        new.execute("INSERT INTO about (key, value) VALUES ('epoch', ?1)", [epoch]).map(drop)
+    },
+};
+
+#[expect(clippy::disallowed_methods, reason = "made once for each file, outside the core")]
+fn new_epoch() -> QueueEpoch {
+    QueueEpoch::from_u128(rand::random())
+}
+
+/// The name of the memory; `None` if it is none.
+pub(super) fn epoch(of: &Connection) -> rusqlite::Result<Option<QueueEpoch>> {
+    let select = "SELECT value FROM about WHERE key = 'epoch'";
+    let epoch: String = of.query_row(select, [], |row| row.get(0))?;
+    Ok(epoch.parse().ok())
+}
 
 /// Stores a change. A command that is forgotten stays for the history as of
 /// `history_ms`, or goes.
@@ -163,10 +208,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<StoredCommand> {
         requested_by: parse_optional(row, "requested_by")?,
         requested_at_ms: unsigned(row.get("requested_at_ms")?),
         order: unsigned(row.get("place")?),
-        status: {
-            let word: String = row.get("status")?;
-            serde_json::from_value(word.into()).map_err(|error| wrong(error.into()))?
-        },
+        status: word(row.get("status")?)?,
         attempt: row.get("attempt")?,
         instance: parse_optional(row, "instance")?,
         stream: parse_optional(row, "stream")?,
@@ -178,12 +220,17 @@ fn read(row: &Row<'_>) -> rusqlite::Result<StoredCommand> {
     })
 }
 
-fn parse<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+pub(super) fn parse<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
     row: &Row<'_>,
     column: &str,
 ) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
     text.parse().map_err(|error: T::Err| wrong(error.into()))
+}
+
+/// One of our words.
+pub(super) fn word<T: DeserializeOwned>(word: String) -> rusqlite::Result<T> {
+    serde_json::from_value(word.into()).map_err(|error| wrong(error.into()))
 }
 
 fn parse_optional<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
@@ -204,15 +251,15 @@ fn json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-fn wrong(error: Box<dyn std::error::Error + Send + Sync>) -> rusqlite::Error {
+pub(super) fn wrong(error: Box<dyn std::error::Error + Send + Sync>) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error)
 }
 
 /// SQLite knows signed numbers only; none of ours comes near the end of them.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn unsigned(number: i64) -> u64 {
+pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }

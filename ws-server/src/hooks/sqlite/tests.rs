@@ -5,10 +5,11 @@ use futures_util::FutureExt as _;
 use tempfile::TempDir;
 use trunkline_protocol::ids::{InstanceId, StreamId};
 use trunkline_protocol::message::{
-    CommandEnd, CommandRequest, CommandSpec, CommandStatus, Priority, Run,
+    Channel, CommandEnd, CommandRequest, CommandSpec, CommandStatus, Priority, Run,
 };
 
 use super::*;
+use crate::hooks::{LogChange, Piece, StreamHead, StreamLog as _};
 
 const INSTANCE: InstanceId = InstanceId::from_u128(7);
 
@@ -211,7 +212,7 @@ async fn a_full_disk_refuses_and_goes_on() {
     let place = Place::new();
     drop(place.open());
     let mut builder = SqliteQueue::builder(place.file());
-    builder.pages_max = Some(12);
+    builder.options.pages_max = Some(12);
     let queue = builder.open().expect("it opens");
     let mut stored = 0;
     let refused = loop {
@@ -318,4 +319,99 @@ async fn what_was_asked_before_it_was_dropped_is_stored_in_order() {
     }
     all(&queue, [forget(1)]).await;
     assert!(queue.load().await.expect("loaded").is_empty(), "what came later counts");
+}
+
+// ---- the stream log ---------------------------------------------------------
+
+fn head(number: u128) -> StreamHead {
+    StreamHead {
+        tenant: tenant("one"),
+        stream: StreamId::from_u128(number),
+        command: CommandId::from_u128(number),
+        attempt: 1,
+        agent: "a".parse().expect("a name"),
+    }
+}
+
+/// A whole batch of the hub's: 1 MiB at this place.
+fn a_megabyte(number: u128, at: u64) -> Vec<LogChange> {
+    let pieces = (0..64).map(|n| LogChange::Grown {
+        tenant: tenant("one"),
+        stream: StreamId::from_u128(number),
+        piece: Piece::Output {
+            offset: at + n * 16 * 1024,
+            channel: Channel::Pty,
+            data: vec![b'x'; 16 * 1024].into(),
+        },
+    });
+    pieces.collect()
+}
+
+const MIB: u64 = 1024 * 1024;
+
+#[tokio::test]
+async fn a_log_that_is_written_for_ever_does_not_grow_for_ever() {
+    let place = Place::new();
+    let log = SqliteStreamLog::open(place.file()).expect("it opens");
+    log.apply(&[LogChange::Opened(head(1))]).await.expect("kept");
+    for n in 0..60 {
+        let mut changes = a_megabyte(1, n * MIB);
+        let before = (n * MIB).saturating_sub(4 * MIB);
+        let stream = StreamId::from_u128(1);
+        changes.push(LogChange::Evicted { tenant: tenant("one"), stream, before });
+        log.apply(&changes).await.expect("kept");
+    }
+    let kept = log.load().await.expect("loaded");
+    assert_eq!(kept[0].pieces.len(), 5 * 64);
+    assert!(fs::metadata(place.file()).expect("there").len() < 8 * MIB);
+    // One that was large is given back.
+    for n in 0..40 {
+        log.apply(&a_megabyte(1, (60 + n) * MIB)).await.expect("kept");
+    }
+    assert!(fs::metadata(place.file()).expect("there").len() > 40 * MIB);
+    let stream = StreamId::from_u128(1);
+    log.apply(&[LogChange::Dropped { tenant: tenant("one"), stream }]).await.expect("kept");
+    drop(log);
+    let left = fs::metadata(place.file()).expect("there").len();
+    assert!(left < 18 * MIB, "{left}");
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_output_whole_and_goes_on() {
+    let place = Place::new();
+    drop(SqliteStreamLog::open(place.file()).expect("it opens"));
+    let mut builder = SqliteStreamLog::builder(place.file());
+    builder.0.pages_max = Some(1000);
+    let log = builder.open().expect("it opens");
+    log.apply(&[LogChange::Opened(head(1))]).await.expect("kept");
+    let mut kept = 0;
+    let refused = loop {
+        match log.apply(&a_megabyte(1, kept * MIB)).await {
+            Ok(()) => kept += 1,
+            Err(error) => break error,
+        }
+        assert!(kept < 10, "it is never full");
+    };
+    assert!(refused.to_string().contains("full"), "{refused}");
+    let loaded = log.load().await.expect("loaded");
+    assert_eq!(loaded[0].pieces.len() as u64, kept * 64, "all of a call, or nothing");
+    let stream = StreamId::from_u128(1);
+    log.apply(&[LogChange::Dropped { tenant: tenant("one"), stream }]).await.expect("kept");
+    let again = [vec![LogChange::Opened(head(2))], a_megabyte(2, 0)].concat();
+    log.apply(&again).await.expect("there is room again");
+}
+
+#[test]
+fn a_queue_is_no_stream_log_and_a_log_no_queue() {
+    let place = Place::new();
+    drop(place.open());
+    let refused = SqliteStreamLog::open(place.file()).expect_err("a queue");
+    assert!(refused.to_string().ends_with("is not a stream log"), "{refused}");
+    fs::remove_file(place.file()).expect("removed");
+    let log = SqliteStreamLog::open(place.file()).expect("it opens");
+    let refused = SqliteStreamLog::open(place.file()).expect_err("two hubs");
+    assert!(refused.to_string().ends_with("another hub is using this stream log"), "{refused}");
+    drop(log);
+    let refused = SqliteQueue::open(place.file()).expect_err("a log");
+    assert!(refused.to_string().ends_with("is not a command queue"), "{refused}");
 }
