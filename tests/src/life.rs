@@ -89,6 +89,8 @@ struct Asked {
     answer: RequestId,
     request: CommandRequest,
     interrupted: bool,
+    /// Interrupts: by which dashboard, and how often the hub had been killed.
+    interrupts: Vec<(usize, RequestId, u32)>,
     repeated: bool,
     /// Lines typed into it.
     typed: u32,
@@ -230,8 +232,11 @@ impl Life {
                 let (command, grace_ms) = (asked.command, *grace_ms);
                 let interrupt = CommandInterrupt { command, attempt: None, grace_ms };
                 let now = self.world.now();
+                let kills = self.world.kills;
                 let core = self.world.core_of(*dashboard);
-                let _ = core.request(DashboardToHub::Interrupt(interrupt), None, now);
+                if let Ok(id) = core.request(DashboardToHub::Interrupt(interrupt), None, now) {
+                    asked.interrupts.push((*dashboard, id, kills));
+                }
             }
             Act::StopAll(dashboard) => {
                 if self.is_here(*dashboard) {
@@ -333,7 +338,7 @@ impl Life {
             }
             Act::AuthFails(fails) => self.world.auth_fails = *fails,
             Act::Clock(ms) => {
-                self.world.clock_skew_ms += ms;
+                self.world.jump_clock(*ms);
                 self.facts.insert(Fact::ClockJumped);
             }
         }
@@ -383,6 +388,7 @@ impl Life {
             answer,
             request,
             interrupted: false,
+            interrupts: Vec::new(),
             repeated: false,
             typed: 0,
         });
@@ -455,6 +461,7 @@ impl Life {
         // Somebody who is certainly there stops what would go on for ever.
         let last = self.world.dashboard();
         self.world.run_for(5 * S);
+        self.judge_interrupts(last);
         self.world.stop_all(last);
         self.facts.insert(Fact::StoppedAll);
         self.rest_for(REST);
@@ -549,6 +556,19 @@ impl Life {
         for agent in truth.agents() {
             assert_eq!(agent.running, 0, "{} is said to run something", agent.agent);
             assert!(truth.queue(&agent.agent).is_empty(), "{} has a queue", agent.agent);
+        }
+    }
+
+    /// What was interrupted has ended: only a hub's death takes that back.
+    fn judge_interrupts(&self, dashboard: usize) {
+        for asked in &self.asked {
+            let held = asked.interrupts.iter().any(|(by, id, kills)| {
+                let answer = self.world.dashboards[*by].answers.get(id);
+                matches!(answer, Some(Ok(_))) && *kills == self.world.kills
+            });
+            let state = self.world.command(dashboard, asked.command);
+            let goes_on = state.filter(|state| !state.status.is_final());
+            assert!(!held || goes_on.is_none(), "it was interrupted: {goes_on:?}");
         }
     }
 

@@ -333,12 +333,27 @@ impl Draw<'_> {
             16 => Act::Dashboard,
             17 => Act::Type { command, lines: self.one(&[1, 3, 400]) },
             18 => Act::Repeat { dashboard, command },
+            19 if self.has(Trouble::Hooks) && self.has(Trouble::Cuts) => {
+                self.slow_greetings(acts);
+                return;
+            }
             _ => match self.trouble() {
                 Some(act) => act,
                 None => self.wait(),
             },
         };
         acts.push(act);
+    }
+
+    /// Several greetings of one peer are looked at, at the same time: rare
+    /// enough by chance.
+    fn slow_greetings(&mut self, acts: &mut Vec<Act>) {
+        let peer = self.peer();
+        acts.push(Act::Hooks(4_000));
+        for _ in 0..self.rng.random_range(2..5) {
+            acts.push(Act::CutUnnoticed(peer));
+            acts.push(Act::Wait(self.one(&[200, 600, 1_000, 1_500])));
+        }
     }
 
     fn trouble(&mut self) -> Option<Act> {

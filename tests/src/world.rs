@@ -9,6 +9,7 @@ use trunkline_client::core::agent::{AgentCore, AgentSetup};
 use trunkline_client::core::dashboard::{DashboardCore, DashboardSetup, ReaderId, Reading};
 use trunkline_client::core::dialing::{ConnectionState, DialAction};
 use trunkline_protocol::close::CloseCode;
+use trunkline_protocol::codec::{self, Rules};
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::ids::{
     CommandId, HubInstance, InstanceId, QueueEpoch, RequestId, TenantId,
@@ -16,7 +17,7 @@ use trunkline_protocol::ids::{
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     CommandInterrupt, CommandRequest, CommandSpec, CommandState, CommandStatus, DashboardToHub,
-    EmergencyStop, Priority, Run, Secret, Target,
+    EmergencyStop, HubToAgent, Priority, Run, Secret, Target,
 };
 use trunkline_protocol::roster::Roster;
 use trunkline_protocol::time::Now;
@@ -89,6 +90,9 @@ enum Event {
     Notice(u64, bool),
 }
 
+/// What the wall clock says when time begins.
+const EPOCH_MS: u64 = 1_700_000_000_000;
+
 /// Everything.
 #[derive(Debug)]
 pub struct World {
@@ -120,8 +124,10 @@ pub struct World {
     pub log_storage: Storage,
     /// The authenticator cannot answer as long as this is set.
     pub auth_fails: bool,
-    /// How far the wall clock is off, in milliseconds.
-    pub clock_skew_ms: i64,
+    /// How far the wall clock is off, in milliseconds, and whether it ever
+    /// jumped.
+    clock_skew_ms: i64,
+    clock_jumped: bool,
     /// How often the hub was killed, and how often it lost its queue with that.
     pub kills: u32,
     /// How often it lost its queue with that.
@@ -222,6 +228,7 @@ impl World {
             log_storage: Storage::Works,
             auth_fails: false,
             clock_skew_ms: 0,
+            clock_jumped: false,
             kills: 0,
             era: 0,
             eras: BTreeMap::new(),
@@ -240,7 +247,7 @@ impl World {
     /// The time, on both clocks.
     pub fn now(&self) -> Now {
         let millis = u64::try_from(self.now.as_millis()).expect("a world does not last that long");
-        let wall_ms = (1_700_000_000_000 + millis).saturating_add_signed(self.clock_skew_ms);
+        let wall_ms = (EPOCH_MS + millis).saturating_add_signed(self.clock_skew_ms);
         Now { monotonic: self.now, wall_ms }
     }
 
@@ -356,6 +363,12 @@ impl World {
     }
 
     // ---- faults ---------------------------------------------------------
+
+    /// The wall clock jumps.
+    pub fn jump_clock(&mut self, ms: i64) {
+        self.clock_skew_ms += ms;
+        self.clock_jumped = true;
+    }
 
     /// Cuts a peer's cable: both ends notice at once. What was under way is
     /// lost.
@@ -976,6 +989,10 @@ impl World {
                     break;
                 }
                 happened = true;
+                if matches!(cable.peer, Peer::Agent(_)) && !self.clock_jumped {
+                    let queue = &self.queue;
+                    frames.iter().for_each(|frame| look_at_orders(frame, queue, &self.accepted));
+                }
                 for frame in frames {
                     let last = matches!(frame, Frame::Close(_));
                     cable.down.push(frame, self.now);
@@ -1019,5 +1036,26 @@ impl World {
             }
         }
         happened
+    }
+}
+
+/// No command is given out after its time.
+fn look_at_orders(frame: &Frame, queue: &MemoryQueue, accepted: &BTreeMap<CommandId, Duration>) {
+    let word = b"command:execute";
+    let Frame::Text(text) = frame else { return };
+    if !text.windows(word.len()).any(|part| part == word) {
+        return;
+    }
+    for message in codec::decode::<HubToAgent>(frame, Rules::from(&Limits::default())) {
+        let message = message.expect("the hub speaks as agreed");
+        let HubToAgent::Execute(order) = message.message else { continue };
+        let stored = queue.stored().into_iter().find(|s| s.request.command == order.command);
+        let within = stored.and_then(|stored| stored.request.deliver_within_ms);
+        let (Some(within), Some(accepted)) = (within, accepted.get(&order.command)) else {
+            continue;
+        };
+        let last = *accepted + Duration::from_millis(within);
+        let given = Duration::from_millis(message.ts.expect("it has") - EPOCH_MS);
+        assert!(given <= last, "{} is given out at {given:?}, after {last:?}", order.command);
     }
 }
