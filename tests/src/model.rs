@@ -145,6 +145,10 @@ pub struct Machine {
     running: Option<(u32, bool)>,
     starts: BTreeMap<u32, u32>,
     ended: BTreeSet<u32>,
+    /// Those whose process lives.
+    ended_here: BTreeSet<u32>,
+    /// Those whose process had nothing left to write when it died.
+    kept_ends: BTreeSet<u32>,
     last: Option<CommandStatus>,
     /// The first promise that was broken.
     broken: Option<String>,
@@ -231,6 +235,8 @@ impl Machine {
             running: None,
             starts: BTreeMap::new(),
             ended: BTreeSet::new(),
+            ended_here: BTreeSet::new(),
+            kept_ends: BTreeSet::new(),
             last: None,
             broken: None,
         };
@@ -341,6 +347,7 @@ impl Machine {
             Step::Ends => {
                 let (attempt, interrupted) = self.running.take().expect("it runs");
                 self.ended.insert(attempt);
+                self.ended_here.insert(attempt);
                 let outcome = if interrupted { Outcome::Interrupted } else { Outcome::Exited(0) };
                 self.agent.ended(command(), outcome, self.time());
             }
@@ -443,10 +450,13 @@ impl Machine {
 
     fn agent_dies(&mut self, written: bool) {
         self.left.agent_deaths -= 1;
-        if let Some(records) = self.writing.take()
-            && written
-        {
-            self.journal.extend(records);
+        let ended_here = std::mem::take(&mut self.ended_here);
+        if let Some(records) = self.writing.take() {
+            if written {
+                self.journal.extend(records);
+            }
+        } else if self.scope.journal {
+            self.kept_ends.extend(ended_here);
         }
         self.running = None;
         let number = self.scope.faults.agent_deaths - self.left.agent_deaths;
@@ -627,7 +637,7 @@ impl Machine {
             CommandStatus::Interrupted => self.left.interrupts < self.scope.faults.interrupts,
             CommandStatus::Unknown => {
                 let died = self.left.agent_deaths < self.scope.faults.agent_deaths;
-                died && !self.is_end_in_journal(attempt)
+                died && !self.kept_ends.contains(&attempt)
             }
             CommandStatus::Queued | CommandStatus::Dispatched | CommandStatus::Running => true,
             // The journal took too long.
@@ -678,15 +688,6 @@ impl Machine {
             }
         }
         happened
-    }
-
-    fn is_end_in_journal(&self, attempt: u32) -> bool {
-        self.journal.iter().any(|record| match record {
-            JournalRecord::Ended(ended) => {
-                ended.attempt == attempt && ended.status != CommandStatus::Unknown
-            }
-            JournalRecord::Begun(_) | JournalRecord::Settled(_) => false,
-        })
     }
 
     fn begins(&mut self, attempt: u32) {

@@ -991,7 +991,9 @@ impl World {
                 happened = true;
                 if matches!(cable.peer, Peer::Agent(_)) && !self.clock_jumped {
                     let queue = &self.queue;
-                    frames.iter().for_each(|frame| look_at_orders(frame, queue, &self.accepted));
+                    for frame in &frames {
+                        look_at_orders(frame, queue, &self.accepted);
+                    }
                 }
                 for frame in frames {
                     let last = matches!(frame, Frame::Close(_));

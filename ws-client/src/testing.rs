@@ -1,4 +1,17 @@
-//! What hooks must keep, as suites to run on your own.
+//! For tests. Feature `testing`.
+//!
+//! [`Scripts`] are what an agent runs when it runs nothing real, and a
+//! [`Viewer`] says what must be seen of a command next. With
+//! `trunkline_server::testing::TestHub` between them a whole fleet is in one
+//! test, on a virtual clock if it is paused.
+//!
+//! [`journal`] runs all that a [`Journal`] must keep.
+
+mod script;
+mod viewer;
+
+pub use self::script::{Script, Scripts, Started};
+pub use self::viewer::{Seen, Viewer};
 
 use std::fmt::Display;
 use std::future::Future;

@@ -25,7 +25,7 @@ use crate::transport::{self, MemoryLink};
 /// [`shutdown`](Self::shutdown) for the polite way.
 #[derive(Clone)]
 pub struct Hub {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     limits: Arc<Limits>,
     /// Connections in their handshake or beyond.
     sockets: Arc<Semaphore>,

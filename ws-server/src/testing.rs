@@ -1,13 +1,20 @@
-//! Suites for whoever implements a hook: one call runs all that this library
-//! expects of it. Feature `testing`.
+//! For tests. Feature `testing`.
 //!
-//! They panic, naming the obligation that is not kept.
+//! [`TestHub`] is a hub to test an application against, with cables that can be
+//! cut and a process that can be killed.
+//!
+//! The others are suites for whoever implements a hook or a transport: one call
+//! runs all that this library expects of it. They panic, naming the obligation
+//! that is not kept.
 
 #![allow(clippy::panic, clippy::expect_used, reason = "a suite of tests")]
 
+mod authenticator;
+mod hub;
 mod stream_log;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -19,7 +26,11 @@ use trunkline_protocol::message::{
     CommandEnd, CommandRequest, CommandSpec, CommandStatus, Priority, Run,
 };
 
+pub use self::authenticator::authenticator;
+pub use self::hub::{Cable, TestHub, TestLink};
 pub use self::stream_log::stream_log;
+pub use self::transport::transport;
+use crate::MemoryLink;
 use crate::hooks::{CommandQueue, QueueChange, StoredCommand};
 
 /// Runs everything that a [`CommandQueue`] must keep to.
@@ -126,6 +137,11 @@ pub async fn command_queue<Q: CommandQueue>(
     expect(&queue, &[], "a dropped change does not come after a later one").await;
 
     assert_ne!(fresh().await.epoch(), epoch, "another memory has another epoch");
+}
+
+/// Both ends of an in-memory link.
+pub fn memory_link() -> (MemoryLink, MemoryLink) {
+    crate::transport::pair()
 }
 
 const INSTANCE: InstanceId = InstanceId::from_u128(7);
