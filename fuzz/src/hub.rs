@@ -35,7 +35,7 @@ use trunkline_protocol::message::{
 };
 use trunkline_protocol::roster::RosterReader;
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
-use trunkline_server::hooks::{MemoryQueue, QueueChange};
+use trunkline_server::hooks::{LogChange, LogError, MemoryQueue, MemoryStreamLog, QueueChange};
 use trunkline_server::{AuthError, Identity, QueueError, Role};
 
 use crate::names;
@@ -104,6 +104,8 @@ struct Run {
 struct Stage {
     core: Core,
     queue: MemoryQueue,
+    log: MemoryStreamLog,
+    keeping: Option<Vec<LogChange>>,
     now: Duration,
     hubs: u8,
     links: BTreeMap<LinkId, Link>,
@@ -137,9 +139,12 @@ pub fn run(data: &[u8]) {
 impl Stage {
     fn new() -> Self {
         let queue = MemoryQueue::with_epoch(QueueEpoch::from_u128(2));
+        let log = MemoryStreamLog::new();
         let mut stage = Self {
-            core: Core::new(setup(0, &queue), names::now(Duration::ZERO)),
+            core: Core::new(setup(0, &queue, &log), names::now(Duration::ZERO)),
             queue,
+            log,
+            keeping: None,
             now: Duration::ZERO,
             hubs: 0,
             links: BTreeMap::new(),
@@ -294,8 +299,9 @@ impl Stage {
         }
         self.authenticating.clear();
         self.storing.clear();
+        self.keeping = None;
         self.hubs = self.hubs.wrapping_add(1);
-        self.core = Core::new(setup(self.hubs, &self.queue), names::now(self.now));
+        self.core = Core::new(setup(self.hubs, &self.queue, &self.log), names::now(self.now));
     }
 
     // ---- hooks ----------------------------------------------------------
@@ -323,6 +329,11 @@ impl Stage {
                     }
                     self.queue.store(&change);
                 }
+                Effect::Keep(changes) => {
+                    assert!(!changes.is_empty(), "there is something to keep");
+                    let before = self.keeping.replace(changes);
+                    assert_eq!(before, None, "one batch at a time");
+                }
             }
             effects += 1;
             assert!(effects < 100_000, "effects end");
@@ -333,7 +344,7 @@ impl Stage {
     fn hooks(&mut self, plan: &mut Plan<'_>, many: usize) {
         for _ in 0..many {
             self.effects();
-            let waiting = self.authenticating.len() + self.storing.len();
+            let waiting = self.waiting();
             if waiting == 0 {
                 return;
             }
@@ -351,6 +362,15 @@ impl Stage {
                     }
                 };
                 self.core.handle_authenticated(link, answer, now);
+            } else if let Some(changes) = self.keeping.take_if(|_| which + 1 == waiting) {
+                // Who fails may have kept some of it.
+                let luck = plan.byte();
+                let kept = if luck < 220 { changes.len() } else { changes.len() / 2 };
+                for change in &changes[..kept] {
+                    self.keep(change);
+                }
+                let answer = if luck < 220 { Ok(()) } else { Err(LogError("full".into())) };
+                self.core.handle_kept(&answer, now);
             } else {
                 let (tenant, command, change) =
                     self.storing.remove(which - self.authenticating.len());
@@ -363,6 +383,25 @@ impl Stage {
                 self.core.handle_stored(&tenant, command, &answer, now);
             }
         }
+    }
+
+    /// Questions to hooks that have no answer yet.
+    fn waiting(&self) -> usize {
+        self.authenticating.len() + self.storing.len() + usize::from(self.keeping.is_some())
+    }
+
+    fn keep(&mut self, change: &LogChange) {
+        if let LogChange::Grown { tenant, stream, piece } = change {
+            let stored = self.log.stored();
+            let known =
+                stored.iter().find(|s| (&s.head.tenant, s.head.stream) == (tenant, *stream));
+            let known = known.expect("a stream is opened before it grows");
+            if let Some(last) = known.pieces.last() {
+                assert!(piece.from() <= last.to(), "a copy has no hole without a name");
+            }
+            assert!(piece.from() < piece.to(), "a piece is something");
+        }
+        self.log.store(change);
     }
 
     fn store(&mut self, change: &QueueChange) {
@@ -742,12 +781,12 @@ impl Stage {
             self.hooks(&mut Plan::new(&[]), 10_000);
             self.transmit_all();
             self.check();
-            if self.authenticating.is_empty() && self.storing.is_empty() {
+            if self.waiting() == 0 {
                 break;
             }
         }
         self.transmit_all();
-        assert!(self.authenticating.is_empty() && self.storing.is_empty(), "hooks come to rest");
+        assert_eq!(self.waiting(), 0, "hooks come to rest");
         for link in self.links.values().filter(|link| link.welcome && link.peer >= AGENTS) {
             for (request, asked) in &link.asked {
                 let answers = link.answered.get(request).copied().unwrap_or_default();
@@ -771,14 +810,14 @@ impl Stage {
     }
 }
 
-fn setup(hubs: u8, queue: &MemoryQueue) -> Setup {
+fn setup(hubs: u8, queue: &MemoryQueue, log: &MemoryStreamLog) -> Setup {
     Setup {
         limits: limits(),
         hub: HubInstance::from_u128(1 + u128::from(hubs)),
         epoch: QueueEpoch::from_u128(2),
         seed: [hubs; 32],
         stored: queue.stored(),
-        streams: None,
+        streams: Some(log.stored()),
     }
 }
 
