@@ -124,6 +124,9 @@ pub struct AgentNode {
     pub listed: BTreeSet<(CommandId, u32)>,
     /// What became of each attempt.
     pub fates: BTreeMap<(CommandId, u32), Fate>,
+    /// How often its process may put something out, an order to its machine or
+    /// a frame, before it dies.
+    pub dies_after: Option<u64>,
     /// How often its process died or was sent away for good.
     pub deaths: u32,
 }
@@ -182,6 +185,7 @@ impl AgentNode {
             began: BTreeMap::new(),
             twice: BTreeSet::new(),
             listed: BTreeSet::new(),
+            dies_after: None,
             fates: BTreeMap::new(),
             deaths: 0,
         }
@@ -209,6 +213,14 @@ impl AgentNode {
             let listed = greeting.commands.iter().map(|held| (held.command, held.attempt));
             self.listed.extend(listed);
         }
+    }
+
+    /// Whether its time has come, before it puts something out.
+    pub(crate) fn dies(&mut self) -> bool {
+        let Some(left) = &mut self.dies_after else { return false };
+        let less = left.checked_sub(1);
+        self.dies_after = less;
+        less.is_none()
     }
 
     /// All that it runs is gone.
@@ -245,6 +257,12 @@ impl AgentNode {
             && let Some(output) = core.poll_output()
         {
             happened = true;
+            if self.dies_after == Some(0) {
+                self.dies_after = None;
+                self.crash();
+                return true;
+            }
+            self.dies_after = self.dies_after.map(|left| left - 1);
             match output {
                 AgentOutput::Execute(id) => {
                     let Some((attempt, spec)) = core.begin(id, now) else { continue };

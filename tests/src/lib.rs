@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod cable;
 pub mod dashboard;
+pub mod disk;
 pub mod life;
 #[cfg(feature = "model")]
 pub mod model;

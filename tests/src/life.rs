@@ -23,6 +23,7 @@ use trunkline_protocol::message::{
 
 use crate::agent::{Fate, SimJournal};
 use crate::dashboard::Seen;
+use crate::disk::Queue;
 use crate::plan::{Act, Ask, NAMES, Plan};
 use crate::world::{Peer, Storage, World};
 
@@ -79,6 +80,8 @@ pub struct Lived {
     pub marks: Marks,
     /// A digest of all frames and their times.
     pub fingerprint: u64,
+    /// Processes that died, the hub's included, before everything healed.
+    pub deaths: u32,
 }
 
 /// A command as whoever asked for it knows it.
@@ -150,7 +153,17 @@ fn limits() -> Limits {
 
 /// Lives a plan. Panics where a promise is broken.
 pub fn live(plan: &Plan, traced: bool) -> Lived {
+    live_in(World::with_limits(plan.seed, limits()), plan, traced)
+}
+
+/// The same with this queue.
+pub fn live_with(queue: Queue, plan: &Plan) -> Lived {
     let mut world = World::with_limits(plan.seed, limits());
+    world.keep_commands(queue);
+    live_in(world, plan, false)
+}
+
+fn live_in(mut world: World, plan: &Plan, traced: bool) -> Lived {
     world.traced = traced;
     let mut life = Life {
         world,
@@ -172,9 +185,10 @@ pub fn live(plan: &Plan, traced: bool) -> Lived {
     if traced {
         println!("{:>10.3} s  * it heals", life.world.now().monotonic.as_secs_f64());
     }
+    let deaths = life.world.kills + life.world.agents.iter().map(|node| node.deaths).sum::<u32>();
     life.rest();
     life.judge();
-    Lived { marks: life.marks, fingerprint: life.world.fingerprint }
+    Lived { marks: life.marks, fingerprint: life.world.fingerprint, deaths }
 }
 
 impl Life {
@@ -266,6 +280,14 @@ impl Life {
             Act::KillHub => {
                 if self.world.hub().is_some() {
                     self.world.kill_hub();
+                }
+            }
+            Act::KillHubAfter(outputs, is_on_disk) => {
+                self.world.hub_dies_after = Some((*outputs, *is_on_disk));
+            }
+            Act::CrashAfter(agent, outputs) => {
+                if let Some(node) = self.world.agents.get_mut(*agent) {
+                    node.dies_after = Some(*outputs);
                 }
             }
             Act::StartHub(memory) => {
@@ -434,6 +456,8 @@ impl Life {
 
     /// Everything heals, what runs may end, and then must.
     fn rest(&mut self) {
+        self.world.hub_dies_after = None;
+        self.world.agents.iter_mut().for_each(|node| node.dies_after = None);
         self.world.heal();
         for journal in self.world.agents.iter_mut().filter_map(|node| node.journal.as_mut()) {
             (journal.fails, journal.delay, journal.crash_at) = (false, Duration::ZERO, None);

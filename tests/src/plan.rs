@@ -62,6 +62,9 @@ pub enum Act {
     Reachable(Peer),
     /// The hub's process dies.
     KillHub,
+    /// The hub's process dies when it has put so much out: effects and frames.
+    /// What it had given its disks is on them then, or not.
+    KillHubAfter(u64, bool),
     /// A new one starts.
     StartHub(Memory),
     /// An agent's process dies.
@@ -69,6 +72,9 @@ pub enum Act {
     /// An agent's process dies the next time that it comes to a point where it
     /// uses its journal.
     CrashAt(usize, CrashPoint),
+    /// An agent's process dies when it has put so much out: orders to its
+    /// machine and frames.
+    CrashAfter(usize, u64),
     /// An agent's journal cannot be written, or can again.
     JournalFails(usize, bool),
     /// An agent's journal takes so long, in milliseconds.

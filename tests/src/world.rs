@@ -23,13 +23,12 @@ use trunkline_protocol::roster::Roster;
 use trunkline_protocol::time::Now;
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
 use trunkline_server::hooks::{LogChange, LogError, QueueChange, QueueError};
-use trunkline_server::{
-    AuthError, CommandQueue as _, Identity, MemoryQueue, MemoryStreamLog, Role,
-};
+use trunkline_server::{AuthError, Identity, MemoryStreamLog, Role};
 
 use crate::agent::{AgentNode, SimJournal};
 use crate::cable::Cable;
 use crate::dashboard::DashboardNode;
+use crate::disk::Queue;
 
 /// Who is at the other end of a cable.
 #[derive(
@@ -102,7 +101,7 @@ pub struct World {
     rng: StdRng,
     limits: Limits,
     hub: Option<Core>,
-    queue: MemoryQueue,
+    queue: Queue,
     stream_log: Option<MemoryStreamLog>,
     awake: BTreeSet<LinkId>,
     /// The simulated processes.
@@ -142,6 +141,9 @@ pub struct World {
     stored: BTreeMap<CommandId, Duration>,
     /// Commands of which the queue has told the present hub that it failed.
     doubted: BTreeSet<CommandId>,
+    /// How often the present hub may put something out, an effect or a frame,
+    /// before it dies; and whether what it has given its disks is on them then.
+    pub hub_dies_after: Option<(u64, bool)>,
     /// A digest of all frames that arrived, and when.
     pub fingerprint: u64,
     /// Whether to print what crosses the cables.
@@ -206,7 +208,7 @@ impl World {
     /// A hub with these limits, and nobody else yet.
     pub fn with_limits(seed: u64, limits: Limits) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let queue = MemoryQueue::with_epoch(QueueEpoch::from_u128(rng.random()));
+        let queue = Queue::memory(QueueEpoch::from_u128(rng.random()));
         let mut world = Self {
             seed,
             now: Duration::ZERO,
@@ -236,6 +238,7 @@ impl World {
             storing: BTreeMap::new(),
             stored: BTreeMap::new(),
             doubted: BTreeSet::new(),
+            hub_dies_after: None,
             fingerprint: 0,
             traced: false,
             still: (Duration::ZERO, 0),
@@ -328,13 +331,41 @@ impl World {
         }
     }
 
+    /// Whether the hub's time has come, before it puts something out.
+    fn hub_dies(&mut self) -> bool {
+        let Some((left, is_on_disk)) = &mut self.hub_dies_after else { return false };
+        if let Some(less) = left.checked_sub(1) {
+            *left = less;
+            return false;
+        }
+        if *is_on_disk {
+            for event in self.agenda.values() {
+                match event {
+                    Event::Store(_, _, change) | Event::Forget(change) => self.queue.store(change),
+                    Event::Keep(changes) => {
+                        let log = self.stream_log.as_ref().expect("the hub was told of one");
+                        for change in changes {
+                            log.store(change);
+                        }
+                    }
+                    Event::Dialed(_) | Event::Authenticated(..) | Event::Notice(..) => {}
+                }
+            }
+        }
+        self.hub_dies_after = None;
+        self.kill_hub();
+        true
+    }
+
     /// A new hub process.
     pub fn start_hub(&mut self, memory: Memory) {
         assert!(self.hub.is_none(), "there is a hub");
         if memory == Memory::Lost {
             self.era += 1;
-            self.queue = MemoryQueue::with_epoch(QueueEpoch::from_u128(self.rng.random()));
+            let epoch = QueueEpoch::from_u128(self.rng.random());
+            self.queue = self.queue.another(epoch);
         }
+        self.queue.reopen();
         let setup = Setup {
             limits: self.limits.clone(),
             hub: HubInstance::from_u128(self.rng.random()),
@@ -345,6 +376,14 @@ impl World {
         };
         self.eras.insert(setup.hub, self.era);
         self.hub = Some(Core::new(setup, self.now()));
+    }
+
+    /// The hub is another from the beginning: one with this queue.
+    pub fn keep_commands(&mut self, queue: Queue) {
+        assert!(self.cables.is_empty(), "it is early enough");
+        self.queue = queue;
+        self.hub = None;
+        self.start_hub(Memory::Kept);
     }
 
     /// Whether the hub's output outlives it.
@@ -891,6 +930,9 @@ impl World {
         let mut happened = false;
         while let Some(effect) = self.hub.as_mut().and_then(Core::poll_effect) {
             happened = true;
+            if self.hub_dies() {
+                break;
+            }
             match effect {
                 Effect::Wake(link) => {
                     self.awake.insert(link);
@@ -984,6 +1026,11 @@ impl World {
             while cable.down.room() > 0 {
                 let mut frames = Vec::new();
                 hub.transmit(cable.link, now, &mut frames, cable.down.room());
+                if let Some((left, _)) = &mut self.hub_dies_after {
+                    let most = usize::try_from(*left).unwrap_or(usize::MAX);
+                    frames.truncate(most);
+                    *left -= frames.len() as u64;
+                }
                 if frames.is_empty() {
                     self.awake.remove(&cable.link);
                     break;
@@ -1007,6 +1054,9 @@ impl World {
                 }
             }
         }
+        if matches!(self.hub_dies_after, Some((0, _))) {
+            return self.hub_dies();
+        }
         happened
     }
 
@@ -1022,6 +1072,10 @@ impl World {
                 };
                 happened = true;
                 if let Peer::Agent(n) = peer {
+                    if self.agents[n].dies() {
+                        self.crash_agent(n);
+                        break;
+                    }
                     self.agents[n].note_greeting(&frame);
                 }
                 let close = match &frame {
@@ -1042,7 +1096,7 @@ impl World {
 }
 
 /// No command is given out after its time.
-fn look_at_orders(frame: &Frame, queue: &MemoryQueue, accepted: &BTreeMap<CommandId, Duration>) {
+fn look_at_orders(frame: &Frame, queue: &Queue, accepted: &BTreeMap<CommandId, Duration>) {
     let word = b"command:execute";
     let Frame::Text(text) = frame else { return };
     if !text.windows(word.len()).any(|part| part == word) {

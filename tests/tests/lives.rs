@@ -8,8 +8,10 @@
 use std::fs;
 use std::path::Path;
 
+use trunkline_protocol::message::{Lag, Priority};
+use trunkline_tests::Memory;
 use trunkline_tests::life::live;
-use trunkline_tests::plan::Plan;
+use trunkline_tests::plan::{Act, Ask, Plan};
 
 #[test]
 fn what_was_once_found_stays_mended() {
@@ -35,6 +37,19 @@ fn fresh_lives_break_no_promise() {
     }
 }
 
+/// `TRUNKLINE_SQLITE_LIVES=N` for more of them.
+#[cfg(feature = "sqlite")]
+#[test]
+fn fresh_lives_over_a_queue_in_a_file_break_no_promise() {
+    use trunkline_tests::disk::Queue;
+    let lives = std::env::var("TRUNKLINE_SQLITE_LIVES").map_or(200, |n| n.parse().unwrap());
+    let from = trunkline_tests::fresh_seed();
+    for seed in from..from + lives {
+        println!("seed {seed}"); // named if it breaks
+        trunkline_tests::life::live_with(Queue::file(), &Plan::draw(seed));
+    }
+}
+
 #[test]
 fn a_plan_is_one_life() {
     for seed in 0..20 {
@@ -47,8 +62,77 @@ fn a_plan_is_one_life() {
 
 #[test]
 fn a_broken_promise_is_shortened_to_what_breaks_it() {
-    use trunkline_tests::plan::Act;
     let plan = (0..1_000).map(Plan::draw).find(|plan| plan.acts.contains(&Act::KillHub)).unwrap();
     let short = plan.shorten(|plan| plan.acts.contains(&Act::KillHub));
     assert_eq!(short.acts, [Act::KillHub]);
+}
+
+/// A life with a bit of everything that is stored, in which somebody dies.
+fn a_life_with_a_death(journal: bool, retry: bool, death: &Act, back: &Act) -> Plan {
+    let ask = |script: &str, priority| {
+        Act::Request(Box::new(Ask {
+            dashboard: 0,
+            name: 0,
+            script: script.into(),
+            priority,
+            deliver_within_ms: None,
+            run_for_ms: None,
+            retry,
+            watched: true,
+        }))
+    };
+    let acts = vec![
+        Act::KeepOutput,
+        Act::Agent { name: 0, slots: 1, journal },
+        Act::Dashboard,
+        Act::Dashboard,
+        Act::Wait(1_500),
+        death.clone(),
+        ask("write:3000 sleep:20 write:500 exit:3", Priority::Normal),
+        Act::Wait(6),
+        ask("write:100 exit:0", Priority::Low),
+        ask("write:100 forever", Priority::High),
+        Act::Watch { dashboard: 1, command: 0, live: false, lag: Lag::EveryByte, window: 1 << 20 },
+        Act::Type { command: 0, lines: 2 },
+        Act::Wait(200),
+        Act::Interrupt { dashboard: 1, command: 2, grace_ms: None },
+        Act::Wait(200),
+        back.clone(),
+        Act::Wait(2_000),
+    ];
+    Plan { seed: 4711, acts }
+}
+
+/// Dies at every point at which something leaves a process, until there is none
+/// left; how many there were.
+fn dies_everywhere(death: impl Fn(u64) -> Act, back: &Act) -> u64 {
+    let mut points = 0;
+    for (journal, retry) in [(false, false), (false, true), (true, false), (true, true)] {
+        for after in 0..2_000 {
+            let plan = a_life_with_a_death(journal, retry, &death(after), back);
+            println!("{}", plan.to_text()); // shown if it breaks
+            if live(&plan, false).deaths == 0 {
+                break;
+            }
+            points += 1;
+        }
+    }
+    points
+}
+
+#[test]
+fn a_hub_may_die_wherever_something_leaves_it() {
+    for is_on_disk in [false, true] {
+        let points =
+            dies_everywhere(|n| Act::KillHubAfter(n, is_on_disk), &Act::StartHub(Memory::Kept));
+        println!("the hub died at {points} points");
+        assert!((200..4_000).contains(&points), "{points} points");
+    }
+}
+
+#[test]
+fn an_agent_may_die_wherever_something_leaves_it() {
+    let points = dies_everywhere(|n| Act::CrashAfter(0, n), &Act::Restart(0));
+    println!("the agent died at {points} points");
+    assert!((60..4_000).contains(&points), "{points} points");
 }

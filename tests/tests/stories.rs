@@ -750,3 +750,55 @@ fn one_seed_is_one_life() {
     assert_eq!(life(70), life(70));
     assert_ne!(life(70), life(71));
 }
+
+// ---- a fleet ------------------------------------------------------------
+
+#[test]
+fn a_fleet_of_hundreds_comes_back_to_a_hub_that_died() {
+    const AGENTS: usize = 200;
+    const DASHBOARDS: usize = 100;
+    let mut world = World::new(77);
+    world.keep_output();
+    for n in 0..AGENTS {
+        world.agent(&format!("agent-{n}"));
+    }
+    for _ in 0..DASHBOARDS {
+        world.dashboard();
+    }
+    world.run_for(10 * S);
+    let mut commands = Vec::new();
+    for n in 0..AGENTS {
+        let name = format!("agent-{n}");
+        let (command, _) = world.request(n % DASHBOARDS, &name, "write:9000 sleep:4000 exit:0");
+        commands.push(command);
+        // Two look at each, one of them from elsewhere.
+        world.watch(n % DASHBOARDS, command);
+        world.watch((n + 1) % DASHBOARDS, command);
+    }
+    world.run_for(S);
+    world.kill_hub();
+    world.run_for(3 * S);
+    world.start_hub(Memory::Kept);
+    for n in 0..DASHBOARDS / 10 {
+        world.cut(Peer::Dashboard(n * 10)); // some have bad luck
+    }
+    let all_done = |w: &World| {
+        let done = |command: &CommandId| w.status(0, *command) == Some(CommandStatus::Completed);
+        commands.iter().all(done)
+    };
+    world.run_until(120 * S, all_done);
+    world.run_for(30 * S);
+    let fresh = world.dashboard();
+    world.run_for(2 * S);
+    for dashboard in 0..DASHBOARDS {
+        assert!(world.roster(dashboard) == world.roster(fresh), "dashboard {dashboard}");
+    }
+    for (n, command) in commands.iter().enumerate() {
+        assert_eq!(world.agents[n].starts[command], 1);
+        for dashboard in [n % DASHBOARDS, (n + 1) % DASHBOARDS] {
+            let seen = world.dashboards[dashboard].of(*command).unwrap();
+            assert_eq!((seen.bytes, seen.gaps.len()), (9_000, 0));
+            assert_eq!(seen.ended.as_ref().unwrap().1, Audit::Verified);
+        }
+    }
+}
