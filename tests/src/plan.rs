@@ -355,6 +355,10 @@ impl Draw<'_> {
     /// enough by chance.
     fn slow_greetings(&mut self, acts: &mut Vec<Act>) {
         let peer = self.peer();
+        if self.has(Trouble::Doubles) {
+            acts.push(self.agent());
+            acts.push(Act::Wait(10));
+        }
         acts.push(Act::Hooks(4_000));
         for _ in 0..self.rng.random_range(2..5) {
             acts.push(Act::CutUnnoticed(peer));
