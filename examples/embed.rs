@@ -8,6 +8,7 @@
 use std::error::Error;
 use std::io::Write as _;
 
+use trunkline_client::protocol::stream::TerminalFilter;
 use trunkline_client::{Agent, Dashboard, Programs, Request, TerminalEvent};
 use trunkline_server::Hub;
 
@@ -27,10 +28,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let command = dashboard.run("build-1", request).await?;
 
     let mut terminal = command.terminal();
+    // What a command writes goes to a terminal that is not its own.
+    let (mut filter, mut shown) = (TerminalFilter::new(), Vec::new());
     while let Some(event) = terminal.next().await {
         match event {
             TerminalEvent::Opened { .. } => {}
-            TerminalEvent::Output { data, .. } => std::io::stdout().write_all(&data)?,
+            TerminalEvent::Output { data, .. } => {
+                filter.feed(&data, &mut shown);
+                std::io::stdout().write_all(&shown)?;
+                shown.clear();
+            }
             TerminalEvent::Ended { state, audit, .. } => {
                 println!("-- {}; every byte is here: {audit:?}", state.status);
             }

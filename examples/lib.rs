@@ -1,9 +1,5 @@
 //! What the examples share: a clock, a log, and words for people.
 
-mod colours;
-
-pub use colours::Colours;
-
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};

@@ -12,7 +12,7 @@ use trunkline_client::{Dashboard, TerminalOptions};
 use trunkline_examples::{bytes_in_words, in_words, printable, short};
 
 use crate::orders::{HELP, Order};
-use crate::reading::Readings;
+use crate::reading::{Readings, Shown};
 
 /// How long output that the hub has may take to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,8 +25,8 @@ const LINES_MAX: usize = 20;
 pub(crate) struct Manner {
     /// Whether `run` and `watch` wait for the end.
     pub(crate) waits: bool,
-    /// Whether escape sequences are shown as they are.
-    pub(crate) raw: bool,
+    /// What of output is shown.
+    pub(crate) shown: Shown,
     /// How much output of each command is kept.
     pub(crate) kept_bytes: usize,
 }
@@ -47,7 +47,7 @@ type Failed = Box<dyn Error>;
 
 impl Desk {
     pub(crate) fn new(dashboard: Dashboard, manner: Manner) -> Self {
-        let readings = Readings::new(manner.kept_bytes, manner.raw);
+        let readings = Readings::new(manner.kept_bytes, manner.shown);
         Self { dashboard, manner, readings, readers: HashMap::new(), last: None }
     }
 

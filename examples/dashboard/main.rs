@@ -17,9 +17,11 @@
 //! standard error. Exit status 1: an order failed, or the hub does not want
 //! this dashboard.
 //!
-//! What commands write is text and colours here; other escape sequences, which
-//! could do anything to your terminal, are left out unless `--raw` is given.
-//! `export` has every byte in any case.
+//! What commands write is text and colours here; other escape sequences are
+//! left out. With `--raw` all passes that only draws, such as the cursor's moves;
+//! what does more to your terminal (the clipboard, its title, its questions) does
+//! not, unless no terminal reads it: then every byte passes. `export` has every
+//! byte in any case.
 //!
 //! Kill the hub with `kill -9` while something runs and start it again: the
 //! rest of the output arrives, each byte once.
@@ -36,11 +38,13 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use trunkline_client::protocol::close::CloseCode;
+use trunkline_client::protocol::stream::TerminalFilter;
 use trunkline_client::{ConnectionState, Dashboard};
 use trunkline_examples::connection_in_words;
 
 use crate::desk::{Desk, Manner};
 use crate::orders::Order;
+use crate::reading::Shown;
 
 /// Where a token may also come from.
 const TOKEN: &str = "TRUNKLINE_TOKEN";
@@ -61,7 +65,7 @@ struct Args {
     /// How much output of each command is kept for `search` and `export`
     #[arg(long, value_name = "MIB", default_value_t = 64)]
     keep: usize,
-    /// Show escape sequences of commands as they are: only for commands you trust
+    /// Show all that draws, not only colours; to a file or a pipe, every byte
     #[arg(long)]
     raw: bool,
 }
@@ -80,10 +84,16 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let dashboard = dashboard.connect();
     let told = tokio::spawn(tell(dashboard.connection()));
     let is_interactive = io::stdin().is_terminal();
-    let manner = Manner { waits: !is_interactive, raw: args.raw, kept_bytes: args.keep << 20 };
+    let shown = match (args.raw, io::stdout().is_terminal()) {
+        (false, _) => Shown::Styles,
+        (true, true) => Shown::Drawing,
+        (true, false) => Shown::Bytes,
+    };
+    let manner = Manner { waits: !is_interactive, shown, kept_bytes: args.keep << 20 };
     let mut desk = Desk::new(dashboard.clone(), manner);
 
     let mut lines = lines();
+    let _restore = (shown == Shown::Drawing).then_some(Restore);
     let mut all_well = true;
     tokio::select! {
         connected = dashboard.connected() => connected?,
@@ -158,5 +168,16 @@ async fn tell(mut connection: watch::Receiver<ConnectionState>) {
         if state.is_over() || connection.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Puts the terminal back in order in the end, whatever was drawn.
+struct Restore;
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        // Nobody may be reading any more.
+        let mut stdout = io::stdout().lock();
+        let _ = stdout.write_all(TerminalFilter::RESTORE).and_then(|()| stdout.flush());
     }
 }

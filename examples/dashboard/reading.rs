@@ -7,9 +7,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use trunkline_client::protocol::ids::{CommandId, StreamId};
-use trunkline_client::protocol::stream::{Match, View};
+use trunkline_client::protocol::stream::{Match, TerminalFilter, View};
 use trunkline_client::{Audit, Terminal, TerminalEvent};
-use trunkline_examples::{Colours, bytes_in_words, in_words, short};
+use trunkline_examples::{bytes_in_words, in_words, short};
+
+/// What of output is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// Text, colours and styles: it stands among other lines.
+    Styles,
+    /// All that draws, and nothing that does more: it has the terminal to
+    /// itself.
+    Drawing,
+    /// Every byte: no terminal reads it.
+    Bytes,
+}
+
+impl Shown {
+    fn filter(self) -> Option<TerminalFilter> {
+        match self {
+            Self::Styles => Some(TerminalFilter::new().only_styles()),
+            Self::Drawing => Some(TerminalFilter::new()),
+            Self::Bytes => None,
+        }
+    }
+}
 
 /// Everything that is read, by command.
 #[derive(Debug, Clone)]
@@ -18,7 +40,7 @@ pub(crate) struct Readings {
     /// Rings whenever something has come.
     news: watch::Sender<()>,
     kept_bytes: usize,
-    raw: bool,
+    shown: Shown,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +59,7 @@ struct Output {
     view: View,
     live_from: u64,
     gaps: u64,
-    colours: Colours,
+    filter: Option<TerminalFilter>,
     is_shown: bool,
     is_over: bool,
 }
@@ -50,8 +72,8 @@ pub(crate) struct Exported {
 }
 
 impl Readings {
-    pub(crate) fn new(kept_bytes: usize, raw: bool) -> Self {
-        Self { kept: Arc::default(), news: watch::Sender::new(()), kept_bytes, raw }
+    pub(crate) fn new(kept_bytes: usize, shown: Shown) -> Self {
+        Self { kept: Arc::default(), news: watch::Sender::new(()), kept_bytes, shown }
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -88,9 +110,9 @@ impl Readings {
         let Some(output) = kept.commands.get_mut(&command) else { return };
         if !output.is_shown || output.is_over {
             output.is_shown = true;
-            output.colours = Colours::default();
+            output.filter = self.shown.filter();
             let bytes = output.view.export_ansi();
-            kept.print(command, &bytes, self.raw);
+            kept.print(command, &bytes);
         }
     }
 
@@ -169,7 +191,7 @@ impl Kept {
                     view,
                     live_from,
                     gaps: u64::from(from > 0),
-                    colours: Colours::default(),
+                    filter: readings.shown.filter(),
                     is_shown,
                     is_over: false,
                 };
@@ -179,7 +201,7 @@ impl Kept {
                 let Some((command, output)) = self.output(commands, stream) else { return };
                 let _ = output.view.handle_output(offset, channel, data.clone());
                 if output.is_shown {
-                    self.print(command, &data, readings.raw);
+                    self.print(command, &data);
                 }
             }
             TerminalEvent::Gap { stream, gap } => {
@@ -235,9 +257,13 @@ impl Kept {
 
     /// Shows output. When it is not that of the command shown last, a line
     /// says whose it is.
-    fn print(&mut self, command: CommandId, bytes: &[u8], raw: bool) {
+    fn print(&mut self, command: CommandId, bytes: &[u8]) {
         let Some(output) = self.commands.get_mut(&command) else { return };
-        let shown = if raw { bytes.to_vec() } else { output.colours.feed(bytes).into_bytes() };
+        let mut shown = Vec::new();
+        match &mut output.filter {
+            Some(filter) => filter.feed(bytes, &mut shown),
+            None => shown.extend_from_slice(bytes),
+        }
         if shown.is_empty() {
             return;
         }

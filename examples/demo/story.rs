@@ -10,9 +10,9 @@ use std::time::Duration;
 use trunkline_client::protocol::ids::{AgentId, CommandId};
 use trunkline_client::protocol::message::{CommandState, CommandStatus, Priority};
 use trunkline_client::protocol::roster::RosterEvent;
-use trunkline_client::protocol::stream::Plain;
+use trunkline_client::protocol::stream::{Plain, TerminalFilter};
 use trunkline_client::{Agent, Backoff, Command, ConnectionState, DashboardEvent, Events, Request};
-use trunkline_examples::{Colours, bytes_in_words, in_words, pause, printable, short};
+use trunkline_examples::{bytes_in_words, in_words, pause, printable, short};
 
 use crate::agents::{Crew, PROBE};
 use crate::cables::Cables;
@@ -133,7 +133,9 @@ async fn list(show: &Show, ann: &Watcher, folder: &Path) -> Result<Expected, Box
         Plain::default().feed(&bytes, &mut text);
         String::from_utf8_lossy(&text).into_owned()
     } else {
-        Colours::default().feed(&bytes).replace('\r', "")
+        let mut shown = Vec::new();
+        TerminalFilter::new().only_styles().feed(&bytes, &mut shown);
+        String::from_utf8_lossy(&shown).replace('\r', "")
     };
     for line in text.lines() {
         show.line(&format!("{:21}{line}", ""));

@@ -867,9 +867,13 @@ impl Life {
                 }
                 GapReason::HubLoss => {
                     marks.insert("a gap: hub_loss");
-                    // What a hub has taken for good outlives it.
-                    let is_kept = self.world.keeps_output() && !self.had(Fact::OutputNotKept);
-                    self.world.kills > 0 && !(is_kept && self.world.era == 0)
+                    // What a hub has taken for good outlives it; what it has
+                    // not, its agent still has, if that lives.
+                    let is_kept = self.world.keeps_output()
+                        && !self.had(Fact::OutputNotKept)
+                        && self.world.era == 0
+                        && self.world.agents.iter().all(|node| node.deaths == 0);
+                    self.world.kills > 0 && !is_kept
                 }
                 GapReason::Lagged => {
                     marks.insert("a gap: lagged");

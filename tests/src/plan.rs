@@ -136,7 +136,7 @@ impl Plan {
     /// altogether, so that the others come thick.
     pub fn draw(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x7072_6c61_6e00);
-        let mut draw = Draw { troubles: Vec::new(), rng: &mut rng };
+        let mut draw = Draw { troubles: Vec::new(), names: Vec::new(), rng: &mut rng };
         draw.troubles = Trouble::ALL.into_iter().filter(|_| draw.rng.random_bool(0.4)).collect();
         let mut acts = Vec::new();
         if draw.rng.random() {
@@ -251,6 +251,8 @@ impl Trouble {
 struct Draw<'a> {
     rng: &'a mut StdRng,
     troubles: Vec<Trouble>,
+    /// The names of the agents so far.
+    names: Vec<usize>,
 }
 
 impl Draw<'_> {
@@ -267,8 +269,13 @@ impl Draw<'_> {
     }
 
     fn agent(&mut self) -> Act {
-        let journal = self.has(Trouble::Journals) && self.rng.random();
         let name = self.rng.random_range(0..2);
+        self.agent_called(name)
+    }
+
+    fn agent_called(&mut self, name: usize) -> Act {
+        let journal = self.has(Trouble::Journals) && self.rng.random();
+        self.names.push(name);
         Act::Agent { name, slots: self.one(&[1, 1, 1, 2, 3]), journal }
     }
 
@@ -339,7 +346,9 @@ impl Draw<'_> {
             16 => Act::Dashboard,
             17 => Act::Type { command, lines: self.one(&[1, 3, 400]) },
             18 => Act::Repeat { dashboard, command },
-            19 if self.has(Trouble::Hooks) && self.has(Trouble::Cuts) => {
+            19 if self.has(Trouble::Hooks)
+                && (self.has(Trouble::Cuts) || self.has(Trouble::Doubles)) =>
+            {
                 self.slow_greetings(acts);
                 return;
             }
@@ -354,10 +363,13 @@ impl Draw<'_> {
     /// Several greetings of one peer are looked at, at the same time: rare
     /// enough by chance.
     fn slow_greetings(&mut self, acts: &mut Vec<Act>) {
-        let peer = self.peer();
+        let mut peer = self.peer();
         if self.has(Trouble::Doubles) {
-            acts.push(self.agent());
+            // Another process comes in the place of one that comes back.
+            let first = self.rng.random_range(0..self.names.len());
+            acts.push(self.agent_called(self.names[first]));
             acts.push(Act::Wait(10));
+            peer = Peer::Agent(first);
         }
         acts.push(Act::Hooks(4_000));
         for _ in 0..self.rng.random_range(2..5) {

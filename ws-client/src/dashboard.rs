@@ -228,6 +228,7 @@ impl Core {
 /// let mut terminal = command.terminal();
 /// while let Some(event) = terminal.next().await {
 ///     if let TerminalEvent::Output { data, .. } = event {
+///         // To a terminal of your own, feed it through a `TerminalFilter` first.
 ///         print!("{}", String::from_utf8_lossy(&data));
 ///     }
 /// }

@@ -10,6 +10,7 @@
 //! decoder of this crate makes sure.
 
 mod coalesce;
+mod filter;
 mod log;
 mod plain;
 mod scrollback;
@@ -18,6 +19,7 @@ mod texts;
 mod view;
 
 pub use coalesce::{Coalescer, Coalescing};
+pub use filter::TerminalFilter;
 pub use log::{Jump, Log, Read, YOUNG_CHUNKS};
 pub use plain::Plain;
 pub use scrollback::{GAP_COST_BYTES, MATCH_LINE_BYTES_MAX, Match};
