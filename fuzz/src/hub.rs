@@ -331,6 +331,14 @@ impl Stage {
                 }
                 Effect::Keep(changes) => {
                     assert!(!changes.is_empty(), "there is something to keep");
+                    assert!(changes.len() <= 1024 + 64, "a batch is bounded");
+                    let mut places = BTreeSet::new();
+                    for change in &changes {
+                        if let LogChange::Grown { tenant, stream, piece } = change {
+                            let place = (tenant.clone(), *stream, piece.from());
+                            assert!(places.insert(place), "nothing is kept twice in a batch");
+                        }
+                    }
                     let before = self.keeping.replace(changes);
                     assert_eq!(before, None, "one batch at a time");
                 }

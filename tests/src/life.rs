@@ -586,7 +586,8 @@ impl Life {
 
     /// What was interrupted has ended: only a hub's death takes that back.
     fn judge_interrupts(&self, dashboard: usize) {
-        for asked in &self.asked {
+        // What was refused and is asked for once more begins anew.
+        for asked in self.asked.iter().filter(|asked| !asked.repeated) {
             let held = asked.interrupts.iter().any(|(by, id, kills)| {
                 let answer = self.world.dashboards[*by].answers.get(id);
                 matches!(answer, Some(Ok(_))) && *kills == self.world.kills

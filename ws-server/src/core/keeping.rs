@@ -21,7 +21,7 @@ use super::tenant::Tenant;
 use super::wires::{Effect, Wires};
 use crate::hooks::{LogChange, LogError, Piece, StoredStream, StreamHead};
 
-/// Output of one batch, and of one stream in it.
+/// Output of one batch, and of one stream in it while others wait.
 const BATCH_BYTES: usize = 1024 * 1024;
 const TURN_BYTES: usize = 256 * 1024;
 
@@ -75,9 +75,12 @@ impl Wires {
 
     /// A stream is gone, and so is to be its copy.
     pub(super) fn keep_no_more(&mut self, tenant: &TenantId, id: StreamId) {
-        if let Some(keeping) = &mut self.keeping {
-            keeping.dropped.push((tenant.clone(), id));
+        let Some(keeping) = &mut self.keeping else { return };
+        // What is under way is about this one, not about another of its name.
+        if let Some(batch) = &mut keeping.under_way {
+            batch.taken.retain(|(of, taken, _)| (of, *taken) != (tenant, id));
         }
+        keeping.dropped.push((tenant.clone(), id));
     }
 }
 
@@ -96,21 +99,23 @@ impl Core {
         for (tenant, stream) in &batch.dropped {
             changes.push(LogChange::Dropped { tenant: tenant.clone(), stream: *stream });
         }
-        let mut left = BATCH_BYTES;
+        let (mut left, mut again) = (BATCH_BYTES, Vec::new());
         while left > 0
             && changes.len() < BATCH_CHANGES
             && let Some((tenant, id)) = keeping.turn.pop_front()
         {
             let stream = tenants.get_mut(&tenant).and_then(|tenant| tenant.streams.get_mut(&id));
             let Some(stream) = stream else { continue };
-            let (taken, copied) = stream.copy(&tenant, left.min(TURN_BYTES), slack, &mut changes);
+            let share = if keeping.turn.is_empty() { left } else { left.min(TURN_BYTES) };
+            let (taken, copied) = stream.copy(&tenant, share, slack, &mut changes);
             left = left.saturating_sub(taken);
             stream.copied.waits = copied.to < stream.log.end();
             if stream.copied.waits {
-                keeping.turn.push_back((tenant.clone(), id));
+                again.push((tenant.clone(), id));
             }
             batch.taken.push((tenant, id, copied));
         }
+        keeping.turn.extend(again);
         if !changes.is_empty() {
             wires.effects.push_back(Effect::Keep(changes));
             keeping.under_way = Some(batch);
