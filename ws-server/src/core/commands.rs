@@ -62,6 +62,9 @@ pub(super) struct Command {
     storing: Option<Storing>,
     /// Requests to answer once it is stored.
     waiting: Vec<(DashboardId, Option<RequestId>)>,
+    /// What an agent that returned over some link says of it, to be looked at
+    /// when what is being stored is.
+    claim: Option<Box<(LinkId, InstanceId, HeldCommand)>>,
     /// How far each writer's input is known to have got.
     pub(super) writers: BTreeMap<DashboardId, u64>,
     /// The terminal's size as last asked for.
@@ -267,6 +270,7 @@ impl Tenant {
             ending: None,
             storing: Some(Storing::Accept),
             waiting: vec![(from.clone(), id)],
+            claim: None,
             writers: BTreeMap::new(),
             size: None,
             request,
@@ -457,6 +461,7 @@ impl Tenant {
                 let agent = command.request.agent.clone();
                 if command.ending.is_some() {
                     self.advance(wires, id);
+                    self.hear_claim(wires, id);
                     return;
                 }
                 self.requeue_later(wires, id, agent);
@@ -470,6 +475,7 @@ impl Tenant {
 
     fn requeue_later(&mut self, wires: &mut Wires, id: CommandId, agent: AgentId) {
         self.requeue(wires, id);
+        self.hear_claim(wires, id);
         wires.in_time(Due::Dispatch(self.id.clone(), agent), STORE_RETRY);
     }
 
@@ -507,35 +513,35 @@ impl Tenant {
             let accepted = Accepted { command: Some(id), ..Accepted::default() };
             self.answer_ok(wires, &dashboard, request, accepted);
         }
+        self.hear_claim(wires, id);
         self.advance(wires, id);
         self.dispatch(wires, &agent);
     }
 
     fn leased(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get_mut(&id) else { return };
-        if command.ending.is_some() {
-            self.advance(wires, id);
-            return;
-        }
-        if wires.now.monotonic >= command.deliver_by {
-            let status = unless_tried(command.attempt, CommandStatus::Expired);
-            self.end_command(wires, id, status, None);
-            return;
-        }
         let agent_id = command.request.agent.clone();
         let here = self.agents.get(&agent_id).filter(|agent| agent.link().is_some());
         let same = here.and_then(|a| a.seen.as_ref()).map(|seen| seen.instance) == command.instance;
-        if !same {
+        if command.ending.is_some() {
+            self.advance(wires, id);
+        } else if wires.now.monotonic >= command.deliver_by {
+            let status = unless_tried(command.attempt, CommandStatus::Expired);
+            self.end_command(wires, id, status, None);
+        } else if same {
+            command.stage = Stage::Dispatched;
+            command.attempt = command.next_attempt();
+            wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
+            self.send_execute(wires, id);
+            self.publish_command(wires, id);
+        } else {
             // It was never sent, so nobody has it.
             self.requeue(wires, id);
+            self.hear_claim(wires, id);
             self.dispatch(wires, &agent_id);
             return;
         }
-        command.stage = Stage::Dispatched;
-        command.attempt = command.next_attempt();
-        wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
-        self.send_execute(wires, id);
-        self.publish_command(wires, id);
+        self.hear_claim(wires, id);
     }
 
     fn settled(&mut self, wires: &mut Wires, id: CommandId) {
@@ -804,9 +810,13 @@ impl Tenant {
                 command.instance = Some(instance);
                 command.attempt = held.attempt; // not lower; it knows best
             }
-            // Being stored as waiting, or as leased to a link that is gone. When
-            // that is done it is sent, and the agent repeats what it told.
-            Stage::Accepting | Stage::Leasing | Stage::Final => return,
+            // Being stored as waiting, or as leased to a process that may not be
+            // this one.
+            Stage::Accepting | Stage::Leasing => {
+                command.claim = Some(Box::new((link, instance, held.clone())));
+                return;
+            }
+            Stage::Final => return,
         }
         let started = held.stream.is_some();
         let Some(command) = self.commands.get(&id) else { return };
@@ -822,6 +832,17 @@ impl Tenant {
         if held.status.is_final() {
             let end = held.end.clone().unwrap_or_default();
             self.end_or_again(wires, id, held.status, Some(end));
+        }
+    }
+
+    /// What was being stored is: an agent that returned meanwhile is heard.
+    fn hear_claim(&mut self, wires: &mut Wires, id: CommandId) {
+        let Some(command) = self.commands.get_mut(&id) else { return };
+        let Some(claim) = command.claim.take() else { return };
+        let (link, instance, held) = *claim;
+        let agent = command.request.agent.clone();
+        if self.agents.get(&agent).and_then(Agent::link) == Some(link) {
+            self.handle_held(wires, link, &agent, instance, &held);
         }
     }
 
@@ -869,6 +890,7 @@ impl Tenant {
             ending: None,
             storing: Some(Storing::Adopt),
             waiting: Vec::new(),
+            claim: None,
             writers: BTreeMap::new(),
             size: None,
             request,
@@ -1005,6 +1027,7 @@ impl Tenant {
             ending,
             storing: None,
             waiting: Vec::new(),
+            claim: None,
             writers: BTreeMap::new(),
             size: None,
         };
