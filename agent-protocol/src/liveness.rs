@@ -63,15 +63,15 @@ impl Liveness {
     /// When to ask [`poll`](Self::poll) again: the ping that is due, or the
     /// end of patience.
     pub fn deadline(&self) -> Duration {
-        (self.said + self.idle).min(self.heard + self.timeout)
+        self.said.saturating_add(self.idle).min(self.heard.saturating_add(self.timeout))
     }
 
     /// What is due now. A ping counts as said.
     pub fn poll(&mut self, now: Duration) -> Due {
-        if now >= self.heard + self.timeout {
+        if now >= self.heard.saturating_add(self.timeout) {
             return Due::Dead;
         }
-        if now < self.said + self.idle {
+        if now < self.said.saturating_add(self.idle) {
             return Due::Nothing;
         }
         self.said = now;

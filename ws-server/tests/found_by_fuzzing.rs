@@ -110,3 +110,39 @@ fn a_grant_at_the_end_of_all_offsets_can_be_read() {
 fn say(core: &mut Core, json: &'static str) {
     core.handle_frame(LINK, &Frame::Text(Bytes::from_static(json.as_bytes())), at(0));
 }
+
+#[test]
+fn limits_without_end_are_no_accident() {
+    let never = Duration::MAX;
+    let limits = Limits {
+        agent_idle: never,
+        agent_timeout: never,
+        agent_grace: never,
+        agent_retention: never,
+        dashboard_idle: never,
+        dashboard_timeout: never,
+        greeting_timeout: never,
+        deliver_within: never,
+        log_retention: never,
+        run_for_margin: never,
+        close_timeout: never,
+        ..Limits::default()
+    };
+    let setup = Setup {
+        limits,
+        hub: HubInstance::from_u128(1),
+        epoch: QueueEpoch::from_u128(2),
+        seed: [0; 32],
+        stored: Vec::new(),
+        streams: None,
+    };
+    let mut core = Core::new(setup, at(5));
+    core.handle_opened(LINK, None, Duration::ZERO, at(5));
+    say(&mut core, r#"{"type":"dashboard:connect","payload":{"protocols":[1]}}"#);
+    let identity = Identity::new("t".parse().expect("a name"), "somebody");
+    core.handle_authenticated(LINK, Ok(identity), at(6));
+    core.handle_timeout(at(1 << 40));
+    core.handle_drain(never, at(1 << 40));
+    core.handle_lost(LINK, at(1 << 40));
+    assert_eq!(core.links(), 0);
+}

@@ -66,7 +66,7 @@ impl Coalescer {
     /// passing of time alone. `None` while nothing is being gathered.
     pub fn deadline(&self) -> Option<Duration> {
         let gathering = self.written > self.due;
-        self.due_at.filter(|_| gathering).map(|at| at + self.coalescing.window)
+        self.due_at.filter(|_| gathering).map(|at| at.saturating_add(self.coalescing.window))
     }
 
     /// Makes everything written so far due at once: at the end of a stream.
@@ -76,7 +76,7 @@ impl Coalescer {
 
     fn release(&mut self, now: Duration) {
         let gathered = self.written - self.due;
-        let quiet = self.due_at.is_none_or(|at| now >= at + self.coalescing.window);
+        let quiet = self.due_at.is_none_or(|at| now >= at.saturating_add(self.coalescing.window));
         if gathered > 0 && (quiet || gathered >= self.coalescing.bytes_max) {
             self.due = self.written;
             self.due_at = Some(now);

@@ -172,7 +172,7 @@ impl Dialing {
     pub fn handle_timeout(&mut self, now: Now) {
         match self.state {
             State::Waiting { until } if until <= now.monotonic => {
-                let until = now.monotonic + self.backoff.attempt_timeout;
+                let until = now.monotonic.saturating_add(self.backoff.attempt_timeout);
                 self.state = State::Dialing { until };
                 self.action = Some(DialAction::Dial { token_refused: self.token_refused });
             }
@@ -196,7 +196,7 @@ impl Dialing {
         }
         let until = match self.state {
             State::Dialing { until } => until, // dialling and greeting share one patience
-            _ => now.monotonic + self.backoff.attempt_timeout, // a shell that dials by itself
+            _ => now.monotonic.saturating_add(self.backoff.attempt_timeout), // a shell that dials by itself
         };
         self.state = State::Greeting { until };
     }
@@ -266,7 +266,7 @@ impl Dialing {
             wait = at_least + self.backoff.first.mul_f64(self.rng.random::<f64>());
         }
         self.failed = self.failed.saturating_add(1);
-        self.state = State::Waiting { until: now.monotonic + wait };
+        self.state = State::Waiting { until: now.monotonic.saturating_add(wait) };
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         self.shown = ConnectionState::Reconnecting {
             attempt: self.failed,

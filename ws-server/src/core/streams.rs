@@ -222,7 +222,9 @@ impl Tenant {
         let Some(listed) = held.stream else { return };
         match self.streams.get_mut(&listed.stream) {
             Some(stream) if stream.agent == *agent => {
-                let end = self.commands.get(&held.command).and_then(Command::end);
+                // An end that is not stored yet may be forgotten with this hub.
+                let known = self.commands.get(&held.command).filter(|known| known.is_final());
+                let end = known.and_then(Command::end);
                 if end.is_some_and(|end| stream.stored(wires.keeping.as_ref()) >= end) {
                     // Nothing more is wanted of it.
                     let stored = listed.to.max(stream.log.end());

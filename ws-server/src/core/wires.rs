@@ -67,7 +67,7 @@ pub(super) struct Wires {
 
 impl Wires {
     pub(super) fn at(&self, after: Duration) -> Duration {
-        self.now.monotonic + after
+        self.now.monotonic.saturating_add(after)
     }
 
     pub(super) fn in_time(&mut self, due: Due, after: Duration) {
