@@ -156,12 +156,11 @@ impl Tenant {
             self.handle_held(wires, link, id, instance, one);
         }
         for command in believed {
-            let Some(attempt) = self.commands.get(&command).map(|known| known.attempt) else {
-                continue;
-            };
+            let Some(known) = self.commands.get(&command) else { continue };
+            let attempt = known.attempt;
             // One that lists an earlier attempt has not got this one.
             let is_it = |one: &HeldCommand| one.command == command && one.attempt >= attempt;
-            if !held.iter().any(is_it) {
+            if !(known.is_with(instance) && held.iter().any(is_it)) {
                 self.handle_not_held(wires, command, instance);
             }
         }

@@ -191,6 +191,18 @@ impl Command {
         self.attempt.saturating_add(1)
     }
 
+    /// Whether another process was given this attempt.
+    fn is_anothers(&self, instance: InstanceId, attempt: u32) -> bool {
+        matches!(self.stage, Stage::Dispatched | Stage::Running)
+            && self.attempt == attempt
+            && !self.is_with(instance)
+    }
+
+    /// Whether this process has it, as far as is known.
+    pub(super) fn is_with(&self, instance: InstanceId) -> bool {
+        self.instance.is_none_or(|known| known == instance)
+    }
+
     fn key(&self) -> (Priority, u64) {
         (self.request.priority, self.order)
     }
@@ -758,8 +770,9 @@ impl Tenant {
             wires.send(link, HubToAgent::Settled(settled));
             return;
         };
-        if command.attempt > held.attempt {
-            // A later attempt was given out: this one is to end, whatever it
+        if command.attempt > held.attempt || command.is_anothers(instance, held.attempt) {
+            // A later attempt was given out, or this one to another process
+            // (by a hub that had lost its memory): it is to end, whatever it
             // does.
             let stop =
                 CommandInterrupt { command: id, attempt: Some(held.attempt), grace_ms: None };
