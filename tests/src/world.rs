@@ -440,6 +440,11 @@ impl World {
         });
     }
 
+    /// Whether somebody still believes in a cable that is half open.
+    pub fn is_half_open(&self) -> bool {
+        self.cables.values().any(|cable| (cable.up.dead || cable.down.dead) && cable.at_peer)
+    }
+
     /// Nothing arrives in either direction until [`go_on`](Self::go_on).
     pub fn stall(&mut self, peer: Peer) {
         self.on_cable(peer, |cable| {
