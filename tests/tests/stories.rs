@@ -433,6 +433,37 @@ fn what_readers_saw_before_it_was_kept_is_not_lost_with_the_hub() {
 }
 
 #[test]
+fn a_kept_gap_has_the_reason_that_it_had() {
+    let mut world = World::new(42);
+    world.keep_output();
+    world.agent_with("a", |setup| {
+        setup.tail_bytes = 64 * 1024;
+        setup.tail_hold = S;
+    });
+    world.dashboard();
+    world.dashboard();
+    world.run_for(S);
+    let (command, _) = world.request(0, "a", "write:1000 sleep:500 write:900000 exit:0");
+    world.run_for(300 * MS);
+    world.set_reachable(Peer::Agent(0), false);
+    world.cut(Peer::Agent(0));
+    world.run_for(10 * S);
+    world.set_reachable(Peer::Agent(0), true);
+    ends(&mut world, command, CommandStatus::Completed);
+    world.run_for(10 * S);
+    world.kill_hub();
+    world.start_hub(Memory::Kept);
+    world.crash_agent(0);
+    world.run_for(5 * S);
+    world.watch(1, command);
+    world.run_for(5 * S);
+    let seen = world.dashboards[1].of(command).unwrap();
+    let reasons: Vec<_> = seen.gaps.iter().map(|gap| gap.reason.clone()).collect();
+    assert_eq!(reasons, [GapReason::AgentOverflow]);
+    assert_eq!((seen.gaps[0].from, seen.at), (1_000, 901_000));
+}
+
+#[test]
 fn a_stream_log_that_fails_holds_nobody_up() {
     let mut world = world_with_a_stream_log(43);
     world.log_storage = Storage::Fails;
