@@ -230,9 +230,6 @@ pub(super) struct Readers {
     awake: BTreeSet<ReaderId>,
     /// Targets whose subscription must be made anew.
     changed: BTreeSet<Target>,
-    /// Targets that nobody reads any more, and whose subscription would hold a
-    /// place in a stream that others want to read again.
-    unread: BTreeSet<Target>,
     /// Targets whose subscription this link has answered.
     answered: BTreeSet<Target>,
     /// Readers that know of an end in a stream that this link has not
@@ -321,14 +318,16 @@ impl Readers {
     fn resubscribe(&mut self, stream: StreamId) {
         let reads = |reader: &&Reader| reader.streams.contains_key(&stream);
         let targets = self.by_id.values().filter(reads).map(|reader| reader.target.clone());
-        let (wanted, unread): (Vec<_>, Vec<_>) = targets.partition(|target| self.is_wanted(target));
-        self.changed.extend(wanted);
-        self.unread.extend(unread);
+        self.changed.extend(targets);
     }
 
-    /// Targets to unsubscribe from.
+    /// Targets to unsubscribe from: those that were to be made anew, and that
+    /// nobody reads any more by now.
     pub(super) fn take_unread(&mut self) -> BTreeSet<Target> {
-        std::mem::take(&mut self.unread)
+        let changed = std::mem::take(&mut self.changed);
+        let (wanted, unread) = changed.into_iter().partition(|target| self.is_wanted(target));
+        self.changed = wanted;
+        unread
     }
 
     fn is_wanted(&self, target: &Target) -> bool {
@@ -340,7 +339,6 @@ impl Readers {
         self.flows.clear();
         self.to_show.clear();
         self.answered.clear();
-        self.unread.clear();
         self.unannounced.clear();
         let wanted = self.by_id.values().filter(|reader| !reader.is_over);
         self.changed = wanted.map(|reader| reader.target.clone()).collect();
@@ -628,7 +626,7 @@ impl Readers {
 
     /// Whether the hub is to hear of something.
     pub(super) fn has_something_to_say(&self) -> bool {
-        !self.to_show.is_empty() || !self.changed.is_empty() || !self.unread.is_empty()
+        !self.to_show.is_empty() || !self.changed.is_empty()
     }
 
     /// A reader with something new.
