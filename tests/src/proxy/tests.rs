@@ -46,6 +46,17 @@ async fn set() -> (Echo, Proxy, TcpStream) {
     (echo, proxy, socket)
 }
 
+/// Both ends of a connection through a proxy over which a byte has gone up.
+async fn both_ends() -> (Proxy, TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::start(listener.local_addr().unwrap()).await.unwrap();
+    let mut near = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut far, _) = within(listener.accept()).await.unwrap();
+    near.write_all(b"x").await.unwrap();
+    assert_eq!(within(far.read_u8()).await.unwrap(), b'x');
+    (proxy, near, far)
+}
+
 async fn echoed(socket: &mut TcpStream, data: &[u8]) -> Vec<u8> {
     within(socket.write_all(data)).await.unwrap();
     let mut back = vec![0; data.len()];
@@ -114,12 +125,7 @@ async fn a_cut_ends_what_there_is_and_nothing_more() {
 
 #[tokio::test]
 async fn a_reset_is_one_for_both_ends() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = Proxy::start(listener.local_addr().unwrap()).await.unwrap();
-    let mut near = TcpStream::connect(proxy.address()).await.unwrap();
-    let (mut far, _) = within(listener.accept()).await.unwrap();
-    near.write_all(b"x").await.unwrap();
-    assert_eq!(within(far.read_u8()).await.unwrap(), b'x');
+    let (proxy, mut near, mut far) = both_ends().await;
     assert_eq!(proxy.reset(), 1);
     for end in [&mut near, &mut far] {
         assert_eq!(rest(end).await, (Vec::new(), Some(ErrorKind::ConnectionReset)));
@@ -164,12 +170,7 @@ async fn a_cut_after_nothing_lets_no_byte_pass() {
 
 #[tokio::test]
 async fn a_swallowed_connection_is_open_and_silent_for_both() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = Proxy::start(listener.local_addr().unwrap()).await.unwrap();
-    let mut near = TcpStream::connect(proxy.address()).await.unwrap();
-    let (mut far, _) = within(listener.accept()).await.unwrap();
-    near.write_all(b"x").await.unwrap();
-    assert_eq!(within(far.read_u8()).await.unwrap(), b'x');
+    let (proxy, mut near, mut far) = both_ends().await;
     assert_eq!(proxy.half_open(), 1);
     // Far more than fits anywhere is taken, both ways.
     let much = numbered(8 * 1024 * 1024);

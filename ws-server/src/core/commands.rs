@@ -172,7 +172,7 @@ impl Command {
 
     /// Notes that the stream is the output of an attempt, if it may be: an
     /// attempt has one, and the attempts that are remembered are few.
-    pub(super) fn has(&mut self, attempt: u32, stream: StreamId) -> bool {
+    pub(super) fn note_stream(&mut self, attempt: u32, stream: StreamId) -> bool {
         if self.streams.iter().any(|(_, known)| *known == stream) {
             return true;
         }
@@ -470,25 +470,20 @@ impl Tenant {
             }
             (Storing::Lease, true) => self.leased(wires, id),
             (Storing::Lease, false) => {
-                let agent = command.request.agent.clone();
                 if command.ending.is_some() {
                     self.advance(wires, id);
-                    self.hear_claim(wires, id);
-                    return;
+                } else {
+                    let agent = command.request.agent.clone();
+                    self.requeue(wires, id);
+                    wires.in_time(Due::Dispatch(self.id.clone(), agent), STORE_RETRY);
                 }
-                self.requeue_later(wires, id, agent);
+                self.hear_claim(wires, id);
             }
             (Storing::Settle, true) => self.settled(wires, id),
             (Storing::Settle, false) => {
                 wires.in_time(Due::Store(self.id.clone(), id), STORE_RETRY);
             }
         }
-    }
-
-    fn requeue_later(&mut self, wires: &mut Wires, id: CommandId, agent: AgentId) {
-        self.requeue(wires, id);
-        self.hear_claim(wires, id);
-        wires.in_time(Due::Dispatch(self.id.clone(), agent), STORE_RETRY);
     }
 
     /// Starts the write that is due, if none is under way.
@@ -549,11 +544,9 @@ impl Tenant {
         } else {
             // It was never sent, so nobody has it.
             self.requeue(wires, id);
-            self.hear_claim(wires, id);
-            self.dispatch(wires, &agent_id);
-            return;
         }
         self.hear_claim(wires, id);
+        self.dispatch(wires, &agent_id);
     }
 
     fn settled(&mut self, wires: &mut Wires, id: CommandId) {

@@ -59,15 +59,13 @@ pub(super) struct Copied {
     from: u64,
     /// It has everything else below.
     pub(super) to: u64,
-    /// It is in line for more.
-    waits: bool,
 }
 
 impl Wires {
-    /// There is something to copy of a stream.
-    pub(super) fn keep(&mut self, tenant: &TenantId, id: StreamId, copied: &mut Copied) {
+    /// There is something to copy of a stream, which is in line for that once.
+    pub(super) fn keep(&mut self, tenant: &TenantId, id: StreamId, copying: &mut bool) {
         if let Some(keeping) = &mut self.keeping
-            && !std::mem::replace(&mut copied.waits, true)
+            && !std::mem::replace(copying, true)
         {
             keeping.turn.push_back((tenant.clone(), id));
         }
@@ -109,8 +107,8 @@ impl Core {
             let share = if keeping.turn.is_empty() { left } else { left.min(TURN_BYTES) };
             let (taken, copied) = stream.copy(&tenant, share, slack, &mut changes);
             left = left.saturating_sub(taken);
-            stream.copied.waits = copied.to < stream.log.end();
-            if stream.copied.waits {
+            stream.copying = copied.to < stream.log.end();
+            if stream.copying {
                 again.push((tenant.clone(), id));
             }
             batch.taken.push((tenant, id, copied));
@@ -156,7 +154,7 @@ impl Core {
             let StoredStream { head, pieces } = stored;
             let (id, stream) = (head.tenant.clone(), head.stream);
             let log = restored(stream, pieces);
-            let copied = Copied { is_open: true, from: log.start(), to: log.end(), waits: false };
+            let copied = Copied { is_open: true, from: log.start(), to: log.end() };
             let tenant = tenants.get_mut(&id);
             if !tenant.is_some_and(|tenant| tenant.load_stream(wires, head, log, copied)) {
                 wires.keep_no_more(&id, stream);
@@ -227,8 +225,8 @@ impl Tenant {
     fn handle_copied(&mut self, wires: &mut Wires, id: StreamId, copied: Option<Copied>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         match copied {
-            Some(copied) => stream.copied = Copied { waits: stream.copied.waits, ..copied },
-            None => wires.keep(&self.id, id, &mut stream.copied),
+            Some(copied) => stream.copied = copied,
+            None => wires.keep(&self.id, id, &mut stream.copying),
         }
         self.tell_stored_of(wires, id);
     }

@@ -39,6 +39,8 @@ pub(super) struct Stream {
     pub(super) told: TerminalTaken,
     /// How far its copy in the stream log is.
     pub(super) copied: Copied,
+    /// It is in line for more of that.
+    pub(super) copying: bool,
     /// Whether the agent's list of takens to send has it.
     telling: bool,
     /// Dashboards that have read everything and are to be woken by more.
@@ -102,7 +104,7 @@ impl Stream {
     fn grown(&mut self, wires: &mut Wires, tenant: &TenantId) {
         self.log.evict_to(wires.limits.log_bytes_per_stream);
         self.count(&mut wires.log_bytes);
-        wires.keep(tenant, self.log.stream(), &mut self.copied);
+        wires.keep(tenant, self.log.stream(), &mut self.copying);
     }
 
     pub(super) fn forget_reader(&mut self, link: LinkId) {
@@ -135,7 +137,7 @@ impl Tenant {
         let StreamHead { stream, command, attempt, agent, .. } = head;
         let known = self.commands.get_mut(&command).filter(|known| known.request.agent == agent);
         let Some(known) = known else { return false };
-        if !known.has(attempt, stream) {
+        if !known.note_stream(attempt, stream) {
             return false;
         }
         if known.is_final() {
@@ -150,6 +152,7 @@ impl Tenant {
             counted: 0,
             told: TerminalTaken { stream, stored, allowed },
             copied,
+            copying: false,
             log,
             allowed,
             telling: false,
@@ -184,13 +187,14 @@ impl Tenant {
                 agent: agent.clone(),
                 told: TerminalTaken { stream, stored: 0, allowed },
                 copied: Copied::default(),
+                copying: false,
                 log: Log::new(stream),
                 allowed,
                 telling: false,
                 waiting: Vec::new(),
             };
             opened.count(&mut wires.log_bytes);
-            wires.keep(&self.id, stream, &mut opened.copied);
+            wires.keep(&self.id, stream, &mut opened.copying);
             vacant.insert(opened);
             self.announce(wires, stream, &Target::Command(command));
             self.announce(wires, stream, &Target::Agent(agent.clone()));
@@ -242,7 +246,7 @@ impl Tenant {
                 // (or never was): take it again if the command is listed.
                 let known = self.commands.get_mut(&held.command);
                 let known = known.filter(|command| command.request.agent == *agent);
-                if known.is_some_and(|command| command.has(held.attempt, listed.stream)) {
+                if known.is_some_and(|command| command.note_stream(held.attempt, listed.stream)) {
                     self.open_stream(wires, held.command, listed.stream, listed.from);
                 } else {
                     let stored = listed.to;
@@ -652,7 +656,7 @@ impl Tenant {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.log.evict_to(down_to);
             stream.count(&mut wires.log_bytes);
-            wires.keep(&self.id, id, &mut stream.copied);
+            wires.keep(&self.id, id, &mut stream.copying);
         }
     }
 }

@@ -16,18 +16,19 @@ mod rows;
 mod stream_log;
 #[cfg(test)]
 mod tests;
+mod worker;
 mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use trunkline_protocol::ids::{AgentId, CommandId, QueueEpoch, TenantId};
 
 use self::file::{Opened, Options};
 pub use self::stream_log::{SqliteStreamLog, SqliteStreamLogBuilder};
+use self::worker::{GONE, Worker};
 use self::writer::{Job, Writer};
 use super::{BoxFuture, CommandQueue, QueueChange, QueueError, StoredCommand};
 
@@ -157,15 +158,13 @@ impl SqliteQueueBuilder {
             Ok(None) => return Err(OpenError::Damaged { path, what: "its epoch".into() }),
             Err(error) => return Err(OpenError::Sqlite { path, error }),
         };
-        let (jobs, waiting) = mpsc::channel(JOBS_MAX);
         let writer = Writer { connection, history: self.history };
-        let thread = std::thread::Builder::new().name("command-queue".into());
-        let spawned = thread.spawn(move || {
-            writer.run(waiting);
+        let worker = Worker::start("command-queue", JOBS_MAX, move |jobs| {
+            writer.run(jobs);
             drop(lock);
         });
-        match spawned {
-            Ok(thread) => Ok(SqliteQueue { epoch, jobs: Some(jobs), thread: Some(thread), path }),
+        match worker {
+            Ok(worker) => Ok(SqliteQueue { epoch, worker, path }),
             Err(error) => Err(OpenError::Io { path, error }),
         }
     }
@@ -197,9 +196,7 @@ impl SqliteQueueBuilder {
 #[derive(Debug)]
 pub struct SqliteQueue {
     epoch: QueueEpoch,
-    /// `None` once it is dropped.
-    jobs: Option<mpsc::Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker<Job>,
     path: PathBuf,
 }
 
@@ -267,21 +264,7 @@ impl SqliteQueue {
         &self,
         job: impl FnOnce(oneshot::Sender<Result<T, QueueError>>) -> Job,
     ) -> Result<T, QueueError> {
-        let gone = || QueueError("its writer is gone".into());
-        let (answer, answered) = oneshot::channel();
-        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        jobs.send(job(answer)).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
-    }
-}
-
-impl Drop for SqliteQueue {
-    fn drop(&mut self) {
-        // The writer ends when it has done all that waits.
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // a panic of it was told when it happened
-        }
+        self.worker.ask(job).await.unwrap_or_else(|| Err(QueueError(GONE.into())))
     }
 }
 

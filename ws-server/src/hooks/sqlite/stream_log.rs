@@ -3,17 +3,17 @@
 //! One thread owns the connection; a call is one transaction.
 
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior, params};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use trunkline_protocol::ids::{StreamId, TenantId};
 use trunkline_protocol::message::{Channel, Gap};
 
 use super::file::{self, Opened, Options, Schema};
 use super::rows::{parse, signed, unsigned, word, wrong};
+use super::worker::{GONE, Worker};
 use super::{OpenError, Synchronous};
 use crate::hooks::{BoxFuture, LogChange, LogError, Piece, StoredStream, StreamHead, StreamLog};
 
@@ -82,18 +82,16 @@ impl SqliteStreamLogBuilder {
     /// See [`OpenError`]: what is there is left as it is.
     pub fn open(self) -> Result<SqliteStreamLog, OpenError> {
         let Opened { connection, lock } = file::open(&self.0, &SCHEMA)?;
-        let (jobs, mut waiting) = mpsc::channel(1);
-        let thread = std::thread::Builder::new().name("stream-log".into());
-        let spawned = thread.spawn(move || {
+        let worker = Worker::start("stream-log", 1, move |mut jobs| {
             let mut writer = Writer(connection);
-            while let Some(job) = waiting.blocking_recv() {
+            while let Some(job) = jobs.blocking_recv() {
                 writer.run(job);
             }
             drop(lock);
         });
         let path = self.0.path;
-        match spawned {
-            Ok(thread) => Ok(SqliteStreamLog { jobs: Some(jobs), thread: Some(thread), path }),
+        match worker {
+            Ok(worker) => Ok(SqliteStreamLog { worker, path }),
             Err(error) => Err(OpenError::Io { path, error }),
         }
     }
@@ -125,9 +123,7 @@ impl SqliteStreamLogBuilder {
 /// [`log_bytes_total`]: trunkline_protocol::limits::Limits::log_bytes_total
 #[derive(Debug)]
 pub struct SqliteStreamLog {
-    /// `None` once it is dropped.
-    jobs: Option<mpsc::Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker<Job>,
     path: PathBuf,
 }
 
@@ -161,21 +157,7 @@ impl SqliteStreamLog {
     }
 
     async fn ask<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, LogError> {
-        let gone = || LogError("its writer is gone".into());
-        let (answer, answered) = oneshot::channel();
-        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        jobs.send(job(answer)).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
-    }
-}
-
-impl Drop for SqliteStreamLog {
-    fn drop(&mut self) {
-        // The writer ends when it has done all that waits.
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // a panic of it was told when it happened
-        }
+        self.worker.ask(job).await.unwrap_or_else(|| Err(LogError(GONE.into())))
     }
 }
 
