@@ -53,6 +53,8 @@ const BATCH: usize = 64;
 /// # }
 /// ```
 ///
+/// Dropping the future ends the suite.
+///
 /// # Panics
 ///
 /// When it does not; with the obligation that is broken.

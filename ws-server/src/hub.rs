@@ -105,7 +105,10 @@ impl HubBuilder {
         self
     }
 
-    /// Loads the queue and the stream log, and starts the hub's timer on the present runtime.
+    /// Loads the queue and the stream log, and starts the hub's timer on the
+    /// present runtime.
+    ///
+    /// Cancel safe: nothing was started if it is dropped.
     ///
     /// # Errors
     ///

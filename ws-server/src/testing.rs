@@ -48,6 +48,8 @@ use crate::hooks::{CommandQueue, QueueChange, StoredCommand};
 /// # });
 /// ```
 ///
+/// Dropping the future ends the suite.
+///
 /// # Panics
 ///
 /// When an obligation is not kept.

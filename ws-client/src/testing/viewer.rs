@@ -68,6 +68,9 @@ impl Seen {
 impl Viewer {
     /// Asks for a command, and looks at it.
     ///
+    /// Dropped before it has an answer, the command may run all the same: see
+    /// [`Dashboard::run`].
+    ///
     /// # Errors
     ///
     /// When it is not accepted.
@@ -99,6 +102,8 @@ impl Viewer {
 
     /// Waits until this is shown, after what was waited for before.
     ///
+    /// Cancel safe: what was seen by then stays seen.
+    ///
     /// # Panics
     ///
     /// When the command ends without it, or nothing is shown for two minutes of
@@ -119,7 +124,7 @@ impl Viewer {
         }
     }
 
-    /// Types into it.
+    /// Types into it. Dropping the future is as with [`Dashboard::input`].
     ///
     /// # Errors
     ///
@@ -128,7 +133,7 @@ impl Viewer {
         self.dashboard.input(self.command.id(), text).await
     }
 
-    /// Asks it to end.
+    /// Asks it to end. Dropping the future is as with [`Dashboard::interrupt`].
     ///
     /// # Errors
     ///
@@ -138,6 +143,7 @@ impl Viewer {
     }
 
     /// Waits until it has ended and is read to its end: all that was seen.
+    /// Dropping the future drops the viewer, and nothing else.
     ///
     /// # Panics
     ///

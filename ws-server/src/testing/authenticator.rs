@@ -32,6 +32,8 @@ use crate::hooks::{AuthError, Authenticator, Credentials, Identity};
 /// # });
 /// ```
 ///
+/// Dropping the future ends the suite.
+///
 /// # Panics
 ///
 /// When an obligation is not kept.

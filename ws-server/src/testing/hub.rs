@@ -64,6 +64,8 @@ impl TestHub {
     /// A hub with the defaults. Its commands and its output survive its
     /// process.
     ///
+    /// Cancel safe: a hub that has not started yet is dropped.
+    ///
     /// # Panics
     ///
     /// When called outside a tokio runtime.
@@ -80,6 +82,8 @@ impl TestHub {
 
     /// A hub as `make` makes it, each time that it starts. What is to survive
     /// its process is the same queue each time.
+    ///
+    /// Cancel safe: a hub that has not started yet is dropped.
     ///
     /// # Panics
     ///
@@ -118,6 +122,8 @@ impl TestHub {
     }
 
     /// The next hub starts, after the last one is killed if it still lives.
+    ///
+    /// Cancel safe: dropped half-way, the last hub is dead and no other lives.
     ///
     /// # Panics
     ///

@@ -30,6 +30,8 @@ use crate::hooks::{LogChange, Piece, StoredStream, StreamHead, StreamLog};
 /// # });
 /// ```
 ///
+/// Dropping the future ends the suite.
+///
 /// # Panics
 ///
 /// When an obligation is not kept.

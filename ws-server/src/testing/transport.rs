@@ -27,15 +27,14 @@ const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// take them.
 ///
 /// `connect` makes a link and gives both its ends. It needs a runtime with
-/// time.
+/// time. Dropping the future ends the suite and drops the links.
 ///
 /// ```
 /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
 /// # runtime.block_on(async {
 /// use trunkline_server::testing;
 ///
-/// // A transport that is there already: a cable of a `TestHub` has one end
-/// // only, so this is about a pair of its own.
+/// // Yours in the place of `memory_link`: what one end says, the other hears.
 /// testing::transport(async || testing::memory_link()).await;
 /// # });
 /// ```
