@@ -36,7 +36,7 @@ mod transport;
 
 pub use hooks::{
     Anyone, AuthError, Authenticator, CommandQueue, Credentials, Identity, LogError, MemoryQueue,
-    MemoryStreamLog, QueueError, Role, StreamLog, TokenTable,
+    MemoryStreamLog, Permission, Policy, QueueError, Role, RolePolicy, StreamLog, TokenTable,
 };
 pub use hub::{Hub, HubBuilder, StartError};
 pub use transport::{MemoryLink, Violation};

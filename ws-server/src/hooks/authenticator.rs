@@ -1,13 +1,13 @@
 //! Who is there: credentials to identity.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
 
 use trunkline_protocol::ids::{AgentId, DashboardId, TenantId};
 use trunkline_protocol::message::Secret;
 
-use super::BoxFuture;
+use super::{BoxFuture, Grant};
 
 /// What a peer shows at its greeting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,14 +38,31 @@ pub struct Identity {
     pub subject: String,
     /// The id an agent goes on under, where it is not the one it proposed.
     pub agent: Option<AgentId>,
+    /// The labels of an agent, by which a [`Policy`](super::Policy) may know
+    /// it beside its id.
+    pub labels: BTreeSet<String>,
+    /// What a dashboard is, in the words of the [`Policy`](super::Policy).
+    pub roles: BTreeSet<String>,
+    /// What a dashboard may do, whatever its roles; it is the
+    /// [`Policy`](super::Policy) that heeds it.
+    pub grants: BTreeSet<Grant>,
     /// How long the credentials hold from now; `None`: for ever.
     pub expires_in: Option<Duration>,
 }
 
 impl Identity {
-    /// An identity that never expires, under the proposed id.
+    /// An identity that never expires, under the proposed id, with neither
+    /// labels nor roles nor grants.
     pub fn new(tenant: TenantId, subject: impl Into<String>) -> Self {
-        Self { tenant, subject: subject.into(), agent: None, expires_in: None }
+        Self {
+            tenant,
+            subject: subject.into(),
+            agent: None,
+            labels: BTreeSet::new(),
+            roles: BTreeSet::new(),
+            grants: BTreeSet::new(),
+            expires_in: None,
+        }
     }
 }
 

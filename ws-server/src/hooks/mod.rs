@@ -2,6 +2,7 @@
 //! when it is called and what it must keep.
 
 mod authenticator;
+mod policy;
 mod queue;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -12,6 +13,9 @@ use std::pin::Pin;
 
 pub use authenticator::{
     Anyone, AuthError, Authenticator, Credentials, Identity, Role, TokenTable,
+};
+pub use policy::{
+    AgentRef, Agents, Grant, GrantError, Permission, Policy, RolePolicy, WholeTenant,
 };
 pub use queue::{CommandQueue, MemoryQueue, QueueChange, QueueError, StoredCommand};
 #[cfg(feature = "sqlite")]
