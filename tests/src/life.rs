@@ -468,14 +468,14 @@ impl Life {
             }
         }
         self.world.run_for(S); // so that what was cut is noticed
+        // A dashboard notices 45 s of silence, and what was under way before
+        // that may have been slow.
+        let end = self.world.now().monotonic + 200 * S;
+        while self.world.is_half_open() && self.world.now().monotonic < end {
+            self.world.run_for(S);
+        }
+        assert!(!self.world.is_half_open(), "somebody does not notice silence");
         if self.had(Fact::HalfOpen) {
-            // A dashboard notices 45 s of silence, and what was under way
-            // before that may have been slow.
-            let end = self.world.now().monotonic + 200 * S;
-            while self.world.is_half_open() && self.world.now().monotonic < end {
-                self.world.run_for(S);
-            }
-            assert!(!self.world.is_half_open(), "somebody does not notice silence");
             self.world.run_for(20 * S);
         }
         self.rest_for(30 * S);

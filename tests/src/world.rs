@@ -440,9 +440,13 @@ impl World {
         });
     }
 
-    /// Whether somebody still believes in a cable that is half open.
+    /// Whether somebody still believes in a cable that carries nothing. A hub
+    /// that believes in a dashboard's is of no consequence to anybody.
     pub fn is_half_open(&self) -> bool {
-        self.cables.values().any(|cable| (cable.up.dead || cable.down.dead) && cable.at_peer)
+        self.cables.values().any(|cable| {
+            let is_dead = cable.up.dead || cable.down.dead;
+            is_dead && (cable.at_peer || (cable.at_hub && matches!(cable.peer, Peer::Agent(_))))
+        })
     }
 
     /// Nothing arrives in either direction until [`go_on`](Self::go_on).
