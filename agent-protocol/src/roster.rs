@@ -32,6 +32,9 @@ pub const REMOVALS_MAX: usize = 4096;
 /// Entries on one page of a snapshot, at most.
 const PAGE_ENTRIES: usize = 128;
 
+/// Entries looked at for one page, at most: a reader may be allowed to see few.
+const PAGE_LOOKED_AT: usize = 4096;
+
 /// Bytes on one page of a snapshot, roughly: far below any message limit.
 const PAGE_BYTES: usize = 128 * 1024;
 
@@ -203,7 +206,20 @@ enum Value {
     Agent(AgentState),
     Command(CommandState),
     Queue(QueueState),
-    Removed,
+    /// It was about this agent.
+    Removed(AgentId),
+}
+
+impl Value {
+    /// The agent that it is about.
+    fn agent(&self) -> &AgentId {
+        match self {
+            Self::Agent(agent) => &agent.agent,
+            Self::Command(command) => &command.agent,
+            Self::Queue(queue) => &queue.agent,
+            Self::Removed(agent) => agent,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -243,6 +259,14 @@ enum Phase {
     Paging { began: u64, removed: Option<u64> },
     /// Has a whole roster and follows it.
     Following,
+}
+
+impl Cursor {
+    /// A cursor for a reader that needs everything anew: a snapshot takes the
+    /// place of what it has.
+    pub const fn fresh() -> Self {
+        Self { read: 0, phase: Phase::Fresh }
+    }
 }
 
 impl Ledger {
@@ -296,10 +320,11 @@ impl Ledger {
 
     fn remove(&mut self, key: Key) {
         let listed = self.at.get(&key).and_then(|at| self.entries.get(at));
-        if listed.is_none_or(|entry| matches!(entry.value, Value::Removed)) {
+        let Some(entry) = listed.filter(|entry| !matches!(entry.value, Value::Removed(_))) else {
             return;
-        }
-        self.put(key, Value::Removed);
+        };
+        let agent = entry.value.agent().clone();
+        self.put(key, Value::Removed(agent));
         self.removals.push_back(self.revision);
         while self.removals.len() > REMOVALS_MAX {
             let Some(revision) = self.removals.pop_front() else { return };
@@ -331,7 +356,7 @@ impl Ledger {
             {
                 Cursor { read: at.revision, phase: Phase::Following }
             }
-            Some(_) | None => Cursor { read: 0, phase: Phase::Fresh },
+            Some(_) | None => Cursor::fresh(),
         }
     }
 
@@ -342,16 +367,21 @@ impl Ledger {
 
     /// The next message for a reader, if it has not read everything. The
     /// cursor moves past it.
-    pub fn read(&mut self, cursor: &mut Cursor) -> Option<Frame> {
+    ///
+    /// `sees` says of which agents the reader may know; of another it hears
+    /// nothing. When the answer changes for an entry that the reader has been
+    /// past, it needs a [fresh](Cursor::fresh) cursor.
+    pub fn read(&mut self, cursor: &mut Cursor, sees: impl Fn(&AgentId) -> bool) -> Option<Frame> {
         if cursor.phase != Phase::Fresh && cursor.read < self.floor {
             // It was so slow that a removal it has not read is forgotten.
-            *cursor = Cursor { read: 0, phase: Phase::Fresh };
+            *cursor = Cursor::fresh();
         }
         if cursor.phase != Phase::Following {
-            return Some(self.page(cursor));
+            return Some(self.page(cursor, sees));
         }
         let hub = self.hub;
-        let Some((&revision, entry)) = self.entries.range_mut(cursor.read + 1..).next() else {
+        let mut news = self.entries.range_mut(cursor.read + 1..);
+        let Some((&revision, entry)) = news.find(|(_, entry)| sees(entry.value.agent())) else {
             // What lay between was superseded and has been read since.
             cursor.read = self.revision;
             return None;
@@ -362,7 +392,7 @@ impl Ledger {
         Some(Frame::Text(frame.clone()))
     }
 
-    fn page(&mut self, cursor: &mut Cursor) -> Frame {
+    fn page(&mut self, cursor: &mut Cursor, sees: impl Fn(&AgentId) -> bool) -> Frame {
         let (began, mut removed) = match cursor.phase {
             Phase::Paging { began, removed } => (began, removed),
             Phase::Fresh | Phase::Following => (self.revision, None),
@@ -375,14 +405,18 @@ impl Ledger {
             commands: Vec::new(),
             queues: Vec::new(),
         };
-        let mut bytes = 0;
-        for (entries, (&revision, entry)) in self.entries.range(cursor.read + 1..).enumerate() {
-            if entries >= PAGE_ENTRIES || bytes >= PAGE_BYTES {
+        let (mut bytes, mut entries) = (0, 0);
+        for (looked_at, (&revision, entry)) in self.entries.range(cursor.read + 1..).enumerate() {
+            if entries >= PAGE_ENTRIES || bytes >= PAGE_BYTES || looked_at >= PAGE_LOOKED_AT {
                 list.complete = false;
                 break;
             }
             cursor.read = revision;
             list.at.revision = revision;
+            if !sees(entry.value.agent()) {
+                continue;
+            }
+            entries += 1;
             match &entry.value {
                 Value::Agent(agent) => {
                     bytes +=
@@ -397,10 +431,10 @@ impl Ledger {
                     bytes += 64 + queue.commands.len() * 40;
                     list.queues.push(queue.clone());
                 }
-                Value::Removed if revision > began => {
+                Value::Removed(_) if revision > began => {
                     removed.get_or_insert(revision);
                 }
-                Value::Removed => {}
+                Value::Removed(_) => {}
             }
         }
         if list.complete {
@@ -432,13 +466,13 @@ fn encode_change(at: RosterPosition, key: &Key, value: &Value) -> Bytes {
         (_, Value::Queue(queue)) => {
             HubToDashboard::Queue(QueueChanged { at, queue: queue.clone() })
         }
-        (Key::Agent(id), Value::Removed) => {
+        (Key::Agent(id), Value::Removed(_)) => {
             HubToDashboard::Agent(AgentChanged { at, agent: None, removed: Some(id.clone()) })
         }
-        (Key::Command(id), Value::Removed) => {
+        (Key::Command(id), Value::Removed(_)) => {
             HubToDashboard::Command(CommandChanged { at, command: None, removed: Some(*id) })
         }
-        (Key::Queue(id), Value::Removed) => HubToDashboard::Queue(QueueChanged {
+        (Key::Queue(id), Value::Removed(_)) => HubToDashboard::Queue(QueueChanged {
             at,
             queue: QueueState { agent: id.clone(), commands: Vec::new() },
         }),
@@ -475,7 +509,7 @@ mod tests {
     fn command(id: u8, requested_at_ms: u64) -> CommandState {
         CommandState {
             command: CommandId::from_u128(id.into()),
-            agent: "a1".parse().unwrap(),
+            agent: agent(id, 0).agent,
             status: if id.is_multiple_of(2) {
                 CommandStatus::Queued
             } else {
@@ -509,10 +543,28 @@ mod tests {
     }
 
     fn catch_up(ledger: &mut Ledger, cursor: &mut Cursor, reader: &mut RosterReader) {
-        while let Some(frame) = ledger.read(cursor) {
+        catch_up_on(ledger, cursor, reader, all);
+    }
+
+    fn catch_up_on(
+        ledger: &mut Ledger,
+        cursor: &mut Cursor,
+        reader: &mut RosterReader,
+        sees: impl Fn(&AgentId) -> bool,
+    ) {
+        while let Some(frame) = ledger.read(cursor, &sees) {
             fold(reader, &frame);
         }
         assert!(!ledger.has_news(cursor));
+    }
+
+    fn all(_: &AgentId) -> bool {
+        true
+    }
+
+    /// A reader that may know of some agents only.
+    fn some(agent: &AgentId) -> bool {
+        agent.as_str() < "a3"
     }
 
     fn fresh(ledger: &mut Ledger) -> Arc<Roster> {
@@ -551,6 +603,7 @@ mod tests {
             let mut ledger = Ledger::new(HubInstance::from_u128(1));
             let mut reader = RosterReader::default();
             let mut cursor = ledger.cursor(None);
+            let mut narrow = (RosterReader::default(), Cursor::fresh());
             for act in acts {
                 match act {
                     Act::Agent(id, since) => ledger.set_agent(agent(id, since)),
@@ -562,19 +615,34 @@ mod tests {
                     Act::RemoveAgent(id) => ledger.remove_agent(&agent(id, 0).agent),
                     Act::RemoveCommand(id) => ledger.remove_command(CommandId::from_u128(id.into())),
                     Act::Read(n) => for _ in 0..n {
-                        if let Some(frame) = ledger.read(&mut cursor) {
+                        if let Some(frame) = ledger.read(&mut cursor, all) {
                             fold(&mut reader, &frame);
+                        }
+                        if let Some(frame) = ledger.read(&mut narrow.1, some) {
+                            fold(&mut narrow.0, &frame);
                         }
                     },
                     Act::Reconnect(with_position) => {
                         reader.handle_link();
                         let since = reader.roster().position().filter(|_| with_position);
                         cursor = ledger.cursor(since);
+                        narrow.0.handle_link();
+                        let since = narrow.0.roster().position().filter(|_| with_position);
+                        narrow.1 = ledger.cursor(since);
                     }
                 }
             }
             catch_up(&mut ledger, &mut cursor, &mut reader);
             prop_assert_eq!(reader.roster(), &fresh(&mut ledger));
+            catch_up_on(&mut ledger, &mut narrow.1, &mut narrow.0, some);
+            let (whole, part) = (reader.roster(), narrow.0.roster());
+            prop_assert!(part.agents().eq(whole.agents().filter(|a| some(&a.agent))));
+            prop_assert!(part.commands().eq(whole.commands().filter(|c| some(&c.agent))));
+            for id in 0..6 {
+                let id = agent(id, 0).agent;
+                let queue = if some(&id) { whole.queue(&id) } else { &[] };
+                prop_assert_eq!(part.queue(&id), queue);
+            }
         }
     }
 
@@ -587,9 +655,9 @@ mod tests {
         for since in 0..1000 {
             ledger.set_agent(agent(1, since));
         }
-        fold(&mut reader, &ledger.read(&mut cursor).unwrap());
+        fold(&mut reader, &ledger.read(&mut cursor, all).unwrap());
         assert_eq!(reader.roster().agents().next().unwrap().since_ms, 999);
-        assert!(ledger.read(&mut cursor).is_none());
+        assert!(ledger.read(&mut cursor, all).is_none());
     }
 
     #[test]
@@ -602,7 +670,7 @@ mod tests {
         let mut cursor = ledger.cursor(None);
         catch_up(&mut ledger, &mut cursor, &mut reader);
         let mut again = ledger.cursor(None);
-        let first = ledger.read(&mut again).unwrap();
+        let first = ledger.read(&mut again, all).unwrap();
         fold(&mut reader, &first);
         assert_eq!(reader.roster().commands().len(), 256, "half a snapshot is not shown");
     }
@@ -615,7 +683,7 @@ mod tests {
         }
         let mut reader = RosterReader::default();
         let mut cursor = ledger.cursor(None);
-        fold(&mut reader, &ledger.read(&mut cursor).unwrap());
+        fold(&mut reader, &ledger.read(&mut cursor, all).unwrap());
         ledger.remove_command(CommandId::from_u128(0));
         ledger.set_command(command(1, 7));
         catch_up(&mut ledger, &mut cursor, &mut reader);

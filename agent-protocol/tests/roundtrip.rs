@@ -717,6 +717,9 @@ fn hub_to_dashboard() -> impl Strategy<Value = HubToDashboard> {
         (position(), queue())
             .prop_map(|(at, queue)| HubToDashboard::Queue(QueueChanged { at, queue })),
         opened.prop_map(HubToDashboard::Opened),
+        (target(), refusal()).prop_map(|(target, Refusal { code, message, .. })| {
+            HubToDashboard::Refused(TerminalRefused { target, code, message })
+        }),
         output().prop_map(HubToDashboard::Output),
         gap().prop_map(HubToDashboard::Gap),
         input_taken().prop_map(HubToDashboard::InputTaken),

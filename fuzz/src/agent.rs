@@ -153,7 +153,7 @@ impl Stage {
                 ..AgentReport::default()
             }),
             250..254 => {
-                if self.core.poll_refresh() {
+                if self.core.poll_refresh().is_some() {
                     self.core.refresh(Secret::new("new"), now);
                 }
                 self.core.retry_now(now);

@@ -251,10 +251,7 @@ impl Stage {
                     Output::Answered { request, .. } => {
                         assert!(self.open.remove(&request), "{request} ended twice");
                     }
-                    Output::Readable(_)
-                    | Output::InputMoved(_)
-                    | Output::RefreshNeeded
-                    | Output::Event(_) => {}
+                    Output::Readable(_) | Output::InputMoved(_) | Output::Event(_) => {}
                 }
                 continue;
             }

@@ -16,6 +16,7 @@
 //!   dashboards of a tenant see the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_protocol::codec::{self, Rules};
@@ -35,7 +36,9 @@ use trunkline_protocol::message::{
 };
 use trunkline_protocol::roster::RosterReader;
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
-use trunkline_server::hooks::{LogChange, LogError, MemoryQueue, MemoryStreamLog, QueueChange};
+use trunkline_server::hooks::{
+    LogChange, LogError, MemoryQueue, MemoryStreamLog, QueueChange, WholeTenant,
+};
 use trunkline_server::{AuthError, Identity, QueueError, Role};
 
 use crate::names;
@@ -821,6 +824,7 @@ impl Stage {
 fn setup(hubs: u8, queue: &MemoryQueue, log: &MemoryStreamLog) -> Setup {
     Setup {
         limits: limits(),
+        policy: Arc::new(WholeTenant),
         hub: HubInstance::from_u128(1 + u128::from(hubs)),
         epoch: QueueEpoch::from_u128(2),
         seed: [hubs; 32],

@@ -2,6 +2,7 @@
 //! a dashboard. The hub says only what its peer understands, and closes whom
 //! it does not understand.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use trunkline_protocol::ids::{HubInstance, QueueEpoch};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{HubToAgent, HubToDashboard};
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
+use trunkline_server::hooks::WholeTenant;
 use trunkline_server::{AuthError, Identity, QueueError};
 
 use crate::names;
@@ -43,6 +45,7 @@ pub fn run(data: &[u8]) {
     let plan = &mut Plan::new(data);
     let setup = Setup {
         limits: limits(),
+        policy: Arc::new(WholeTenant),
         hub: HubInstance::from_u128(1),
         epoch: QueueEpoch::from_u128(2),
         seed: [7; 32],

@@ -8,7 +8,7 @@ use trunkline_client::core::dashboard::{
     Audit, DashboardCore, DashboardEvent, Next, Output, ReaderId, RequestError, TerminalEvent,
 };
 use trunkline_protocol::ids::{CommandId, HubInstance, RequestId, StreamId};
-use trunkline_protocol::message::{Accepted, CommandState, CommandStatus, Gap};
+use trunkline_protocol::message::{Accepted, CommandState, CommandStatus, Gap, Refusal};
 use trunkline_protocol::roster::RosterEvent;
 
 use crate::agent::byte_of;
@@ -44,6 +44,8 @@ pub struct DashboardNode {
     readers: Vec<ReaderId>,
     /// Every stream, by reader.
     pub seen: BTreeMap<(ReaderId, StreamId), Seen>,
+    /// Readers that were refused, and why.
+    pub refused: BTreeMap<ReaderId, Refusal>,
     /// Every answer: one for each request.
     pub answers: BTreeMap<RequestId, Result<Accepted, RequestError>>,
     /// Commands reported as lost.
@@ -64,6 +66,7 @@ impl DashboardNode {
             asleep: false,
             readers: Vec::new(),
             seen: BTreeMap::new(),
+            refused: BTreeMap::new(),
             answers: BTreeMap::new(),
             lost: Vec::new(),
             over: BTreeSet::new(),
@@ -99,8 +102,7 @@ impl DashboardNode {
                 Output::Event(_)
                 | Output::Answered { .. }
                 | Output::Readable(_)
-                | Output::InputMoved(_)
-                | Output::RefreshNeeded => {}
+                | Output::InputMoved(_) => {}
             }
             happened = true;
             match output {
@@ -109,10 +111,7 @@ impl DashboardNode {
                     assert!(known.is_none(), "request {request} was answered twice");
                 }
                 Output::Event(DashboardEvent::CommandLost(id)) => self.lost.push(id),
-                Output::Readable(_)
-                | Output::InputMoved(_)
-                | Output::RefreshNeeded
-                | Output::Event(_) => {}
+                Output::Readable(_) | Output::InputMoved(_) | Output::Event(_) => {}
             }
         }
         if happened {
@@ -196,7 +195,9 @@ impl DashboardNode {
                 }
                 seen.ended = Some((state, audit));
             }
-            TerminalEvent::Refused(refusal) => panic!("a subscription was refused: {refusal}"),
+            TerminalEvent::Refused(refusal) => {
+                self.refused.insert(reader, refusal);
+            }
             TerminalEvent::Lost(_) => {}
         }
     }

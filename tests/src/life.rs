@@ -14,6 +14,7 @@ use std::time::Duration;
 use trunkline_client::ConnectionState;
 use trunkline_client::core::agent::{AgentCore, AgentSetup};
 use trunkline_client::core::dashboard::{Audit, DashboardCore, ReaderId, Reading, RequestError};
+use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::ids::{CommandId, RequestId};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
@@ -479,6 +480,7 @@ impl Life {
             self.world.run_for(20 * S);
         }
         self.rest_for(30 * S);
+        self.judge_superseded();
         // Somebody starts again what has stopped.
         for agent in 0..self.world.agents.len() {
             let own = self.names.iter().enumerate().filter(|(_, n)| **n == self.names[agent]);
@@ -555,6 +557,9 @@ impl Life {
     // ---- judgement ------------------------------------------------------
 
     fn judge(&mut self) {
+        for node in &self.world.dashboards {
+            assert!(node.refused.is_empty(), "subscriptions were refused: {:?}", node.refused);
+        }
         self.judge_views();
         self.judge_presence();
         for n in 0..self.asked.len() {
@@ -619,6 +624,24 @@ impl Life {
                 let last = *accepted + Duration::from_millis(within) + S;
                 assert!(self.world.now().monotonic <= last, "{} still waits", asked.command);
             }
+        }
+    }
+
+    /// Who is the only one of its name is never told that another link took
+    /// over: it would not come back.
+    fn judge_superseded(&self) {
+        let by = |state: &ConnectionState| {
+            let ConnectionState::Disconnected { why } = state else { return false };
+            why.code == CloseCode::Superseded
+        };
+        for (n, node) in self.world.agents.iter().enumerate() {
+            let Some(core) = &node.core else { continue };
+            let is_alone = self.names.iter().filter(|name| **name == self.names[n]).count() == 1;
+            assert!(!(is_alone && by(core.connection())), "an agent gave way to itself");
+        }
+        for node in &self.world.dashboards {
+            let Some(core) = &node.core else { continue };
+            assert!(!by(core.connection()), "a dashboard gave way to itself");
         }
     }
 

@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use stateright::{Model, Property};
@@ -38,7 +39,7 @@ use trunkline_protocol::message::{
 use trunkline_protocol::roster::RosterReader;
 use trunkline_protocol::time::Now;
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
-use trunkline_server::hooks::{QueueChange, QueueError};
+use trunkline_server::hooks::{QueueChange, QueueError, WholeTenant};
 use trunkline_server::{Identity, MemoryQueue};
 
 const S: Duration = Duration::from_secs(1);
@@ -198,6 +199,7 @@ fn new_agent(scope: Scope, number: u64, journal: &[JournalRecord], now: Now) -> 
 fn new_hub(queue: &MemoryQueue, number: u8, now: Now) -> Core {
     let setup = Setup {
         limits: limits(),
+        policy: Arc::new(WholeTenant),
         hub: HubInstance::from_u128(0x100 + u128::from(number)),
         epoch: queue_epoch(),
         seed: seed(1000 + u64::from(number)),

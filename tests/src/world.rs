@@ -1,12 +1,15 @@
 //! The clock, the cables, and everyone on them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use trunkline_client::core::agent::{AgentCore, AgentSetup};
-use trunkline_client::core::dashboard::{DashboardCore, DashboardSetup, ReaderId, Reading};
+use trunkline_client::core::dashboard::{
+    DashboardCore, DashboardSetup, ReaderId, Reading, RequestError,
+};
 use trunkline_client::core::dialing::{ConnectionState, DialAction};
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::codec::{self, Rules};
@@ -16,13 +19,13 @@ use trunkline_protocol::ids::{
 };
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
-    CommandInterrupt, CommandRequest, CommandSpec, CommandState, CommandStatus, DashboardToHub,
-    EmergencyStop, HubToAgent, Priority, Run, Secret, Target,
+    Accepted, CommandInterrupt, CommandRequest, CommandSpec, CommandState, CommandStatus,
+    DashboardToHub, EmergencyStop, HubToAgent, Priority, Run, Secret, Target,
 };
 use trunkline_protocol::roster::Roster;
 use trunkline_protocol::time::Now;
 use trunkline_server::core::{Core, Effect, LinkId, Setup};
-use trunkline_server::hooks::{LogChange, LogError, QueueChange, QueueError};
+use trunkline_server::hooks::{LogChange, LogError, Policy, QueueChange, QueueError, WholeTenant};
 use trunkline_server::{AuthError, Identity, MemoryStreamLog, Role};
 
 use crate::agent::{AgentNode, SimJournal};
@@ -100,6 +103,7 @@ pub struct World {
     now: Duration,
     rng: StdRng,
     limits: Limits,
+    policy: Arc<dyn Policy>,
     hub: Option<Core>,
     queue: Queue,
     stream_log: Option<MemoryStreamLog>,
@@ -109,6 +113,7 @@ pub struct World {
     /// The simulated views.
     pub dashboards: Vec<DashboardNode>,
     cables: BTreeMap<u64, Cable>,
+    cables_made: u64,
     agenda: BTreeMap<(Duration, u64), Event>,
     serial: u64,
     /// No new cable can be had by these.
@@ -123,6 +128,11 @@ pub struct World {
     pub log_storage: Storage,
     /// The authenticator cannot answer as long as this is set.
     pub auth_fails: bool,
+    /// Who the authenticator says that a peer is, where that is not everybody's
+    /// default.
+    pub identities: BTreeMap<Peer, Identity>,
+    /// Whose source of tokens has none while it stands here.
+    pub without_tokens: BTreeSet<Peer>,
     /// How far the wall clock is off, in milliseconds, and whether it ever
     /// jumped.
     clock_skew_ms: i64,
@@ -214,6 +224,7 @@ impl World {
             now: Duration::ZERO,
             rng,
             limits,
+            policy: Arc::new(WholeTenant),
             hub: None,
             queue,
             stream_log: None,
@@ -221,6 +232,7 @@ impl World {
             agents: Vec::new(),
             dashboards: Vec::new(),
             cables: BTreeMap::new(),
+            cables_made: 0,
             agenda: BTreeMap::new(),
             serial: 0,
             unreachable: BTreeSet::new(),
@@ -229,6 +241,8 @@ impl World {
             storage: Storage::Works,
             log_storage: Storage::Works,
             auth_fails: false,
+            identities: BTreeMap::new(),
+            without_tokens: BTreeSet::new(),
             clock_skew_ms: 0,
             clock_jumped: false,
             kills: 0,
@@ -284,6 +298,7 @@ impl World {
         change: impl FnOnce(&mut AgentSetup),
     ) -> usize {
         let mut setup = AgentSetup::new(name.parse().expect("a name"));
+        setup.can_renew_token = true;
         change(&mut setup);
         setup.journal = journal.as_ref().map(SimJournal::recovered);
         let core = AgentCore::new(setup.clone(), self.rng.random(), self.now());
@@ -293,7 +308,8 @@ impl World {
 
     /// A new dashboard; its number.
     pub fn dashboard(&mut self) -> usize {
-        let core = DashboardCore::new(DashboardSetup::default(), self.rng.random(), self.now());
+        let setup = DashboardSetup { can_renew: true, ..DashboardSetup::default() };
+        let core = DashboardCore::new(setup, self.rng.random(), self.now());
         self.dashboards.push(DashboardNode::new(core));
         self.dashboards.len() - 1
     }
@@ -368,6 +384,7 @@ impl World {
         self.queue.reopen();
         let setup = Setup {
             limits: self.limits.clone(),
+            policy: Arc::clone(&self.policy),
             hub: HubInstance::from_u128(self.rng.random()),
             epoch: self.queue.epoch(),
             seed: self.rng.random(),
@@ -389,6 +406,14 @@ impl World {
     /// Whether the hub's output outlives it.
     pub fn keeps_output(&self) -> bool {
         self.stream_log.is_some()
+    }
+
+    /// The hub is another from the beginning: one with this policy.
+    pub fn set_policy(&mut self, policy: impl Policy) {
+        assert!(self.cables.is_empty(), "it is early enough");
+        self.policy = Arc::new(policy);
+        self.hub = None;
+        self.start_hub(Memory::Kept);
     }
 
     /// The hub is another from the beginning: one with a stream log.
@@ -545,6 +570,15 @@ impl World {
         (command, id)
     }
 
+    /// The answer to a request, once there is one.
+    pub fn answer(
+        &self,
+        dashboard: usize,
+        request: &RequestId,
+    ) -> Option<&Result<Accepted, RequestError>> {
+        self.dashboards[dashboard].answers.get(request)
+    }
+
     /// A dashboard reads a command's terminal.
     pub fn watch(&mut self, dashboard: usize, command: CommandId) -> ReaderId {
         self.read(dashboard, Target::Command(command), Reading::default())
@@ -569,7 +603,8 @@ impl World {
         self.ask(dashboard, DashboardToHub::EmergencyStop(EmergencyStop { agents: None }))
     }
 
-    fn ask(&mut self, dashboard: usize, message: DashboardToHub) -> RequestId {
+    /// A dashboard asks for something.
+    pub fn ask(&mut self, dashboard: usize, message: DashboardToHub) -> RequestId {
         let now = self.now();
         self.core_of(dashboard).request(message, None, now).expect("room")
     }
@@ -614,6 +649,11 @@ impl World {
     /// The hub, while there is one.
     pub fn hub(&self) -> Option<&Core> {
         self.hub.as_ref()
+    }
+
+    /// How many cables were made so far.
+    pub fn cables_made(&self) -> u64 {
+        self.cables_made
     }
 
     /// Whether nothing is under way on any cable.
@@ -835,6 +875,7 @@ impl World {
         let link = LinkId(self.serial);
         let cable = Cable::new(peer, link, self.latency);
         self.cables.insert(self.serial, cable);
+        self.cables_made += 1;
         if let Some(hub) = &mut self.hub {
             hub.handle_opened(link, None, Duration::ZERO, now);
         }
@@ -883,6 +924,30 @@ impl World {
         }
     }
 
+    /// Gives new tokens to who wants one, and has a source that works.
+    fn refresh(&mut self, now: Now) -> bool {
+        let mut happened = false;
+        for (number, node) in self.agents.iter_mut().enumerate() {
+            if let Some(core) = &mut node.core
+                && core.poll_refresh().is_some()
+                && !self.without_tokens.contains(&Peer::Agent(number))
+            {
+                core.refresh("token".into(), now);
+                happened = true;
+            }
+        }
+        for (number, node) in self.dashboards.iter_mut().enumerate() {
+            if let Some(core) = &mut node.core
+                && core.poll_refresh().is_some()
+                && !self.without_tokens.contains(&Peer::Dashboard(number))
+            {
+                core.refresh("token".into());
+                happened = true;
+            }
+        }
+        happened
+    }
+
     /// Lets everyone do what there is to do now.
     fn pump(&mut self) {
         for _ in 0..100_000 {
@@ -900,6 +965,7 @@ impl World {
             for node in &mut self.dashboards {
                 happened |= node.advance(&self.eras, self.now);
             }
+            happened |= self.refresh(now);
             happened |= self.dial();
             happened |= self.effects();
             happened |= self.transmit_hub();
@@ -952,10 +1018,12 @@ impl World {
                         Role::Dashboard(dashboard) => format!("{dashboard:?}"),
                     };
                     let tenant = "default".parse().expect("a name");
+                    let asking = self.cables.values().find(|cable| cable.link == link);
+                    let known = asking.and_then(|cable| self.identities.get(&cable.peer));
                     let result = if self.auth_fails {
                         Err(AuthError::Unavailable("out of order".into()))
                     } else {
-                        Ok(Identity::new(tenant, subject))
+                        Ok(known.cloned().unwrap_or_else(|| Identity::new(tenant, subject)))
                     };
                     // Who asks first need not be answered first.
                     let most = u64::try_from(self.hook_delay.as_millis()).unwrap_or(u64::MAX);

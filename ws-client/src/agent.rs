@@ -22,7 +22,7 @@ use crate::core::dialing::{Backoff, ConnectionState, DialAction};
 use crate::handler::{CommandHandler, Execution, Output};
 use crate::journal::{Journal, JournalError};
 use crate::shell::{Driven, Shared, drive};
-use crate::tokens::{TokenSource, Tokens};
+use crate::tokens::{Call, TokenSource, Tokens};
 use crate::transport::{UrlError, WebSocket};
 
 /// Rings for whoever waits for one command.
@@ -48,7 +48,7 @@ pub(crate) struct Core {
     /// What is to be written to the journal next.
     to_record: Option<Vec<JournalRecord>>,
     record: Arc<Notify>,
-    refresh: Arc<Notify>,
+    refresh: Arc<Call>,
     report_asked: watch::Sender<u64>,
 }
 
@@ -129,8 +129,8 @@ impl Driven for Core {
                 }
             }
         }
-        if self.agent.poll_refresh() {
-            self.refresh.notify_one();
+        if let Some(wanted) = self.agent.poll_refresh() {
+            self.refresh.make(wanted);
         }
     }
 }
@@ -285,7 +285,7 @@ impl AgentBuilder {
     #[expect(clippy::disallowed_methods, reason = "the shell is where the seed is drawn")]
     pub fn connect(mut self, handler: impl CommandHandler) -> Agent {
         self.setup.can_renew_token = self.tokens.can_renew;
-        let (begin, refresh) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (begin, refresh) = (Arc::new(Notify::new()), Arc::new(Call::default()));
         let record = Arc::new(Notify::new());
         let (report_asked, reports) = watch::channel(0);
         let shared = Arc::new(Shared::new(

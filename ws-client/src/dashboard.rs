@@ -35,7 +35,7 @@ use crate::core::dashboard::{
 use crate::core::dialing::{Backoff, ConnectionState, DialAction};
 use crate::core::outbox::OutboxLimits;
 use crate::shell::{Driven, Shared, drive};
-use crate::tokens::{TokenSource, Tokens};
+use crate::tokens::{Call, TokenSource, Tokens};
 use crate::transport::WebSocket;
 
 /// How long a request waits for its answer unless it says otherwise.
@@ -68,7 +68,7 @@ struct Core {
     typists: Arc<Notify>,
     refusals: VecDeque<(u64, CommandId, Refusal)>,
     refused: u64,
-    refresh: Arc<Notify>,
+    refresh: Arc<Call>,
 }
 
 impl Driven for Core {
@@ -111,6 +111,9 @@ impl Driven for Core {
     }
 
     fn dispatch(&mut self, (): &mut ()) {
+        if let Some(wanted) = self.pure.poll_refresh() {
+            self.refresh.make(wanted);
+        }
         let mut is_roster_new = false;
         while let Some(output) = self.pure.poll_output() {
             match output {
@@ -125,7 +128,6 @@ impl Driven for Core {
                     }
                 }
                 Output::InputMoved(_) => self.typists.notify_waiters(),
-                Output::RefreshNeeded => self.refresh.notify_one(),
                 Output::Event(event) => {
                     is_roster_new |= matches!(event, DashboardEvent::Roster(_));
                     self.hear(event);
@@ -322,7 +324,7 @@ impl DashboardBuilder {
     #[expect(clippy::disallowed_methods, reason = "the shell is where the seed is drawn")]
     pub fn connect(mut self) -> Dashboard {
         self.setup.can_renew = self.tokens.can_renew;
-        let refresh = Arc::new(Notify::new());
+        let refresh = Arc::new(Call::default());
         let shared = Arc::new(Shared::new(
             |now| {
                 let core = DashboardCore::new(self.setup, rand::random(), now);

@@ -15,7 +15,8 @@ use trunkline_protocol::message::Secret;
 
 use crate::core::{Core, Setup};
 use crate::hooks::{
-    Anyone, Authenticator, CommandQueue, LogError, MemoryQueue, QueueError, StreamLog,
+    Anyone, Authenticator, CommandQueue, LogError, MemoryQueue, Policy, QueueError, StreamLog,
+    WholeTenant,
 };
 use crate::shell::{Shared, run_link};
 use crate::transport::{self, MemoryLink};
@@ -63,6 +64,7 @@ pub enum StartError {
 pub struct HubBuilder {
     limits: Limits,
     authenticator: Arc<dyn Authenticator>,
+    policy: Arc<dyn Policy>,
     queue: Arc<dyn CommandQueue>,
     stream_log: Option<Arc<dyn StreamLog>>,
 }
@@ -86,6 +88,14 @@ impl HubBuilder {
     #[must_use]
     pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
         self.authenticator = Arc::new(authenticator);
+        self
+    }
+
+    /// What dashboards may do; everything in their own tenant
+    /// ([`WholeTenant`]) otherwise.
+    #[must_use]
+    pub fn policy(mut self, policy: impl Policy) -> Self {
+        self.policy = Arc::new(policy);
         self
     }
 
@@ -135,6 +145,7 @@ impl HubBuilder {
         }
         let setup = Setup {
             limits: self.limits.clone(),
+            policy: self.policy,
             hub: HubInstance::from_u128(rand::random()),
             epoch: self.queue.epoch(),
             seed: rand::random(),
@@ -163,6 +174,7 @@ impl Hub {
         HubBuilder {
             limits: Limits::default(),
             authenticator: Arc::new(Anyone),
+            policy: Arc::new(WholeTenant),
             queue: Arc::new(MemoryQueue::new()),
             stream_log: None,
         }

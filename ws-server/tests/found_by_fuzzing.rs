@@ -1,6 +1,7 @@
 //! What the fuzz targets have found in the hub's core, each in its shortest
 //! form.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use trunkline_protocol::message::{ErrorCode, HubToAgent, HubToDashboard};
 use trunkline_protocol::time::Now;
 use trunkline_server::Identity;
 use trunkline_server::core::{Core, LinkId, Setup};
+use trunkline_server::hooks::WholeTenant;
 
 const LINK: LinkId = LinkId(1);
 
@@ -23,6 +25,7 @@ fn at(seconds: u64) -> Now {
 fn core() -> Core {
     let setup = Setup {
         limits: Limits::default(),
+        policy: Arc::new(WholeTenant),
         hub: HubInstance::from_u128(1),
         epoch: QueueEpoch::from_u128(2),
         seed: [0; 32],
@@ -130,6 +133,7 @@ fn limits_without_end_are_no_accident() {
     };
     let setup = Setup {
         limits,
+        policy: Arc::new(WholeTenant),
         hub: HubInstance::from_u128(1),
         epoch: QueueEpoch::from_u128(2),
         seed: [0; 32],

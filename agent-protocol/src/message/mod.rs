@@ -244,6 +244,7 @@ direction! {
         "command:complete" => Complete(CommandChanged),
         "command:queue" => Queue(QueueChanged),
         "terminal:opened" => Opened(TerminalOpened),
+        "terminal:refused" => Refused(TerminalRefused),
         "terminal:output" => Output(TerminalOutput),
         "terminal:gap" => Gap(TerminalGap),
         "terminal:input-taken" => InputTaken(TerminalInputTaken),

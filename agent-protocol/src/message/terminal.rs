@@ -6,8 +6,10 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::answer::ErrorCode;
 use super::bound;
 use super::open::{closed_words, open_words};
+use super::subscription::Target;
 use super::text;
 use crate::ids::{AgentId, CommandId, DashboardId, StreamId};
 
@@ -186,6 +188,18 @@ pub struct TerminalOpened {
     /// Nothing may answer a terminal query found there.
     #[serde(deserialize_with = "bound::offset")]
     pub live_from: u64,
+}
+
+/// `terminal:refused`: a subscription has ended because it is no longer
+/// allowed. Nothing more comes for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalRefused {
+    /// What the subscription was for.
+    pub target: Target,
+    /// Why, for programs.
+    pub code: ErrorCode,
+    /// Why, for people.
+    pub message: String,
 }
 
 /// `terminal:shown`: how far a view has drawn. A subscription with a window

@@ -53,6 +53,7 @@ use self::held::Held;
 use self::recording::Recording;
 use self::tail::Tail;
 use super::dialing::{Backoff, ConnectionState, DialAction, Dialing};
+use super::{Refresh, RefreshWanted};
 
 /// Commands whose highest attempt is remembered after they are forgotten, by an
 /// agent and by its journal.
@@ -191,7 +192,7 @@ pub struct AgentCore {
     /// The latest figures, and whether the hub has yet to hear them.
     report: Option<AgentReport>,
     report_unsaid: bool,
-    refresh_needed: bool,
+    refresh: Refresh,
     /// When to look for what may be forgotten.
     forget_at: Option<Duration>,
     /// When an agent that stops goes at the latest.
@@ -230,7 +231,7 @@ impl AgentCore {
             recording: journal.as_ref().map(|_| Recording::default()),
             report: None,
             report_unsaid: false,
-            refresh_needed: false,
+            refresh: Refresh::default(),
             forget_at: None,
             stopping: None,
             outputs: VecDeque::new(),
@@ -321,8 +322,8 @@ impl AgentCore {
 
     /// Whether the hub wants a new token: asked after every input. The answer
     /// is [`refresh`](Self::refresh).
-    pub fn poll_refresh(&mut self) -> bool {
-        std::mem::take(&mut self.refresh_needed)
+    pub fn poll_refresh(&mut self) -> Option<RefreshWanted> {
+        self.refresh.poll()
     }
 
     /// A new token for the present link.
@@ -525,6 +526,7 @@ impl AgentCore {
             binary: ack.features.contains(&Feature::Binary),
             control: VecDeque::new(),
         }));
+        self.refresh.handle_link();
         self.dialing.handle_acked(now);
         self.report_unsaid = self.report.is_some();
         self.tell_news(ack.limits.grant_bytes);
@@ -560,15 +562,9 @@ impl AgentCore {
                     up.liveness.handle_pong(pong.n, now.monotonic);
                 }
             }
-            HubToAgent::RefreshNeeded(_) => self.refresh_needed = true,
-            HubToAgent::RefreshSuccess(_) => {
-                tracing::debug!(target: "trunkline::client", "the hub took the new token");
-            }
-            HubToAgent::RefreshFailed(failed) => {
-                // The old one holds until it runs out; the next link asks for
-                // another.
-                tracing::warn!(target: "trunkline::client", message = %failed.message, "the hub did not take the new token");
-            }
+            HubToAgent::RefreshNeeded(_) => self.refresh.handle_needed(),
+            HubToAgent::RefreshSuccess(_) => self.refresh.handle_success(),
+            HubToAgent::RefreshFailed(failed) => self.refresh.handle_failed(&failed.message),
         }
     }
 

@@ -56,6 +56,7 @@ use self::link::Link;
 use self::reading::Readers;
 use super::dialing::{Backoff, ConnectionState, DialAction, Dialing};
 use super::outbox::{Outbox, OutboxLimits};
+use super::{Refresh, RefreshWanted};
 
 /// Answers to what could not be understood that may wait for the link.
 const ERRORS_MAX: usize = 8;
@@ -139,8 +140,6 @@ pub enum Output {
     Readable(ReaderId),
     /// What waits for room to type into a command may look again.
     InputMoved(CommandId),
-    /// A new token is wanted: see [`DashboardCore::refresh`].
-    RefreshNeeded,
     /// For whoever listens.
     Event(DashboardEvent),
 }
@@ -205,6 +204,7 @@ pub struct DashboardCore {
     missing: BTreeMap<CommandId, Missing>,
     outputs: VecDeque<Output>,
     inputs_said: u64,
+    refresh: Refresh,
 }
 
 impl DashboardCore {
@@ -239,6 +239,7 @@ impl DashboardCore {
             missing: BTreeMap::new(),
             outputs: VecDeque::new(),
             inputs_said: 0,
+            refresh: Refresh::default(),
         }
     }
 
@@ -344,6 +345,12 @@ impl DashboardCore {
     /// Whether something may be typed into a command now.
     pub fn has_room(&self, command: CommandId) -> bool {
         self.inputs.has_room(command)
+    }
+
+    /// Whether the hub wants a new token: asked after every input. The answer
+    /// is [`refresh`](Self::refresh).
+    pub fn poll_refresh(&mut self) -> Option<RefreshWanted> {
+        self.refresh.poll()
     }
 
     /// Goes on with a new token, now if connected, and otherwise not at all:

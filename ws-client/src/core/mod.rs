@@ -5,3 +5,7 @@ pub mod agent;
 pub mod dashboard;
 pub mod dialing;
 pub mod outbox;
+mod refresh;
+
+pub(crate) use refresh::Refresh;
+pub use refresh::RefreshWanted;

@@ -14,8 +14,10 @@ use trunkline_protocol::message::{
 
 use super::deadlines::Due;
 use super::link::LinkId;
+use super::rights::Labels;
 use super::tenant::Tenant;
 use super::wires::Wires;
+use crate::hooks::Identity;
 
 /// Commands that a returning agent may list.
 pub(super) const HELD_MAX: usize = 1024;
@@ -50,6 +52,8 @@ pub(super) struct Agent {
 pub(super) struct Seen {
     pub(super) instance: InstanceId,
     pub(super) subject: String,
+    /// The labels of its identity, by which policies know it.
+    pub(super) labels: Labels,
     pub(super) slots: u32,
     about: AgentAbout,
     report: AgentReport,
@@ -105,7 +109,7 @@ impl Tenant {
         wires: &mut Wires,
         link: LinkId,
         id: &AgentId,
-        subject: &str,
+        identity: Identity,
         greeting: &AgentConnect,
     ) -> Result<(), Close> {
         let full = self.agents.len() >= wires.limits.agents_max;
@@ -115,7 +119,7 @@ impl Tenant {
             None => self.agents.entry(id.clone()).or_default(),
         };
         if let Some(seen) = &agent.seen {
-            if seen.subject != subject {
+            if seen.subject != identity.subject {
                 return Err(Close::new(CloseCode::Forbidden, "another subject has this agent id"));
             }
             if link < seen.latest {
@@ -128,10 +132,14 @@ impl Tenant {
             agent.tokens = wires.limits.grant_bytes;
             agent.tokens_at = wires.now.monotonic;
         }
+        let before = self.take_labels(id);
+        let Some(agent) = self.agents.get_mut(id) else { return Ok(()) };
         let report = agent.seen.take().map(|seen| seen.report).unwrap_or_default();
+        let is_relabelled = identity.labels != before;
         agent.seen = Some(Seen {
             instance: greeting.instance,
-            subject: subject.to_owned(),
+            subject: identity.subject,
+            labels: identity.labels,
             slots: greeting.slots.max(1),
             about: greeting.about.clone(),
             report,
@@ -142,6 +150,31 @@ impl Tenant {
         agent.tell.clear();
         wires.deadlines.cancel(&Due::AgentGrace(self.id.clone(), id.clone()));
         wires.deadlines.cancel(&Due::AgentRetention(self.id.clone(), id.clone()));
+        if is_relabelled {
+            self.relabelled(wires, id, &before);
+        }
+        Ok(())
+    }
+
+    /// An agent goes on under a new token.
+    pub(super) fn renew_agent(
+        &mut self,
+        wires: &mut Wires,
+        id: &AgentId,
+        new: Identity,
+    ) -> Result<(), &'static str> {
+        let is_same = |seen: &Seen| seen.subject == new.subject;
+        if !self.agents.get(id).and_then(|agent| agent.seen.as_ref()).is_some_and(is_same) {
+            return Err("the token is for somebody else");
+        }
+        let before = self.take_labels(id);
+        let is_relabelled = before != new.labels;
+        if let Some(seen) = self.agents.get_mut(id).and_then(|agent| agent.seen.as_mut()) {
+            seen.labels = new.labels;
+        }
+        if is_relabelled {
+            self.relabelled(wires, id, &before);
+        }
         Ok(())
     }
 
@@ -259,6 +292,8 @@ impl Tenant {
         for command in agent.finished.clone() {
             self.forget_command(wires, command);
         }
+        let labels = self.take_labels(id);
+        self.departed.add(id, labels);
         self.agents.remove(id);
         self.ledger.remove_agent(id);
         self.wake_followers(wires);

@@ -30,7 +30,7 @@ use super::deadlines::Due;
 use super::link::LinkId;
 use super::tenant::Tenant;
 use super::wires::{Effect, Wires};
-use crate::hooks::{QueueChange, QueueError, StoredCommand};
+use crate::hooks::{Identity, QueueChange, QueueError, StoredCommand};
 
 /// Streams of one command that are taken from an agent's list, one for each
 /// attempt.
@@ -214,7 +214,7 @@ fn unless_tried(attempts: u32, status: CommandStatus) -> CommandStatus {
     if attempts > 0 { CommandStatus::Unknown } else { status }
 }
 
-fn no_such_command() -> Refusal {
+pub(super) fn no_such_command() -> Refusal {
     Refusal::new(ErrorCode::NotFound, "no such command")
 }
 
@@ -331,10 +331,14 @@ impl Tenant {
     }
 
     /// Interrupts everything; how many commands that were.
-    pub(super) fn stop_all(&mut self, wires: &mut Wires, stop: &EmergencyStop) -> u32 {
+    pub(super) fn stop_all(
+        &mut self,
+        wires: &mut Wires,
+        who: &Identity,
+        stop: &EmergencyStop,
+    ) -> u32 {
         let hit = |command: &Command| {
-            let of_agent = |agents: &Vec<AgentId>| agents.contains(&command.request.agent);
-            command.ending.is_none() && stop.agents.as_ref().is_none_or(of_agent)
+            command.ending.is_none() && self.is_stopped(wires, who, stop, command)
         };
         let hits = self.commands.iter().filter(|(_, command)| hit(command));
         let all: BTreeSet<CommandId> = hits.map(|(id, _)| *id).collect();

@@ -1,6 +1,7 @@
 //! Dashboards: their requests, each answered once, and what they read.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_protocol::close::CloseCode;
@@ -19,6 +20,7 @@ use super::deadlines::Due;
 use super::link::{DashboardLink, LinkId, State};
 use super::tenant::Tenant;
 use super::wires::Wires;
+use crate::hooks::Identity;
 
 /// Dashboards that type into one command, all of its life. About 100 bytes
 /// each.
@@ -44,7 +46,8 @@ pub(super) struct Left {
 
 #[derive(Debug)]
 pub(super) struct Dashboard {
-    subject: String,
+    /// As it was on its latest link.
+    pub(super) identity: Arc<Identity>,
     pub(super) link: Option<LinkId>,
     /// The newest of its links so far.
     latest: LinkId,
@@ -55,23 +58,26 @@ pub(super) struct Dashboard {
 }
 
 impl Tenant {
-    /// A dashboard has greeted and been recognised. `Err` when it may not
-    /// come under this id.
+    /// A dashboard has greeted and been recognised: whether it may see what it
+    /// could when it was here last. `Err` when it may not come under this id.
     pub(super) fn handle_dashboard_here(
         &mut self,
         wires: &mut Wires,
         link: LinkId,
         id: &DashboardId,
-        subject: &str,
-    ) -> Result<(), Close> {
+        identity: &Arc<Identity>,
+    ) -> Result<bool, Close> {
+        let mut sees_as_before = false;
         if let Some(known) = self.dashboards.get_mut(id) {
-            if known.subject != subject {
+            if known.identity.subject != identity.subject {
                 return Err(Close::new(CloseCode::Forbidden, "another subject has this id"));
             }
             if link < known.latest {
                 return Err(stale());
             }
             known.latest = link;
+            sees_as_before = known.identity.sees_as(identity);
+            known.identity = Arc::clone(identity);
             if let Some(old) = known.link.replace(link) {
                 wires.close(old, Close::new(CloseCode::Superseded, "another link took over"));
             }
@@ -80,14 +86,14 @@ impl Tenant {
                 self.left.answers -= answers;
             }
         } else {
-            let subject = subject.to_owned();
+            let identity = Arc::clone(identity);
             let answers = VecDeque::new();
             let dashboard =
-                Dashboard { subject, link: Some(link), latest: link, answers, left: None };
+                Dashboard { identity, link: Some(link), latest: link, answers, left: None };
             self.dashboards.insert(id.clone(), dashboard);
         }
         wires.deadlines.cancel(&Due::Dashboard(self.id.clone(), id.clone()));
-        Ok(())
+        Ok(sees_as_before)
     }
 
     /// A dashboard's link is gone: nothing of it stays but its answers.
@@ -157,6 +163,15 @@ impl Tenant {
             return;
         }
         let kind = message.kind();
+        let Some(dashboard) = wires.dashboard(link) else { return };
+        let who = Arc::clone(&dashboard.identity);
+        if let Err(refusal) = self.permit(wires, &who, &message) {
+            // Not remembered: another token may allow it.
+            tracing::info!(target: "trunkline::hub", kind, code = %refusal.code, "not allowed");
+            let refusal = HubToDashboard::Error(refusal.reply_to(id));
+            wires.send(link, refusal);
+            return;
+        }
         let done: Result<Option<Accepted>, Refusal> = match message {
             DashboardToHub::Subscribe(subscribe) => {
                 self.subscribe(wires, link, id.clone(), subscribe);
@@ -181,7 +196,7 @@ impl Tenant {
                 self.handle_resize(wires, resize).map(|()| Some(Accepted::default()))
             }
             DashboardToHub::EmergencyStop(stop) => {
-                let stopped = Some(self.stop_all(wires, &stop));
+                let stopped = Some(self.stop_all(wires, &who, &stop));
                 Ok(Some(Accepted { stopped, ..Accepted::default() }))
             }
             DashboardToHub::Log(_) => {
@@ -303,7 +318,7 @@ impl Tenant {
     /// The streams that a subscription covers now. For a command: those of
     /// all its attempts. For an agent: those that are being written, and
     /// those in which the reader has a position.
-    fn covered(&self, subscription: &TerminalSubscription) -> Vec<StreamId> {
+    pub(super) fn covered(&self, subscription: &TerminalSubscription) -> Vec<StreamId> {
         match &subscription.target {
             Target::Command(id) => {
                 let command = self.commands.get(id);
@@ -337,7 +352,7 @@ impl Tenant {
         Self::answer_subscription(wires, id, request);
     }
 
-    fn end_subscription(&mut self, wires: &mut Wires, id: LinkId, target: &Target) {
+    pub(super) fn end_subscription(&mut self, wires: &mut Wires, id: LinkId, target: &Target) {
         let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) else {
             return;
         };

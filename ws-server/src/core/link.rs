@@ -1,6 +1,7 @@
 //! One live attachment: what it is, what waits for it, and whether it lives.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_protocol::frame::{Close, Frame};
@@ -8,6 +9,8 @@ use trunkline_protocol::ids::{AgentId, DashboardId, RequestId, StreamId, TenantI
 use trunkline_protocol::liveness::Liveness;
 use trunkline_protocol::message::{Greeting, Lag, Secret, Target, TerminalSubscription};
 use trunkline_protocol::roster;
+
+use crate::hooks::Identity;
 
 /// Memory of a waiting control frame beyond its content: its place in the line
 /// and the slack of its buffer.
@@ -45,7 +48,7 @@ pub(super) struct AgentLink {
 pub(super) struct DashboardLink {
     pub(super) tenant: TenantId,
     pub(super) dashboard: DashboardId,
-    pub(super) subject: String,
+    pub(super) identity: Arc<Identity>,
     /// Where it stands in the roster.
     pub(super) cursor: roster::Cursor,
     /// Whether the tenant's list of roster followers to wake has it.

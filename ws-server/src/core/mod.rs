@@ -24,11 +24,13 @@ mod dashboards;
 mod deadlines;
 mod keeping;
 mod link;
+mod rights;
 mod streams;
 mod tenant;
 mod wires;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -52,7 +54,7 @@ use self::link::{AgentLink, Closing, DashboardLink, Link, State};
 use self::tenant::Tenant;
 use self::wires::Wires;
 use crate::hooks::{
-    AuthError, Credentials, Identity, QueueError, Role, StoredCommand, StoredStream,
+    AuthError, Credentials, Identity, Policy, QueueError, Role, StoredCommand, StoredStream,
 };
 
 pub use self::link::LinkId;
@@ -63,6 +65,8 @@ pub use self::wires::Effect;
 pub struct Setup {
     /// The bounds.
     pub limits: Limits,
+    /// What dashboards may do.
+    pub policy: Arc<dyn Policy>,
     /// This incarnation; another at every start.
     pub hub: HubInstance,
     /// The queue's memory.
@@ -91,6 +95,7 @@ impl Core {
             wires: Wires {
                 now,
                 limits: setup.limits,
+                policy: setup.policy,
                 rules,
                 hub: setup.hub,
                 epoch: setup.epoch,
@@ -469,13 +474,13 @@ impl Core {
         if greeting.commands.len() > agents::HELD_MAX {
             return Err(Close::new(CloseCode::TooBig, "too many held commands"));
         }
-        let agent = identity.agent.unwrap_or_else(|| greeting.agent.clone());
+        let agent = identity.agent.clone().unwrap_or_else(|| greeting.agent.clone());
         let Self { wires, tenants, .. } = self;
-        let tenant_id = identity.tenant;
+        let tenant_id = identity.tenant.clone();
         let tenant = tenants
             .entry(tenant_id.clone())
             .or_insert_with(|| Tenant::new(tenant_id.clone(), wires));
-        tenant.handle_agent_here(wires, id, &agent, &identity.subject, greeting)?;
+        tenant.handle_agent_here(wires, id, &agent, identity, greeting)?;
         let Some(link) = wires.links.get_mut(&id) else { return Ok(()) };
         let (idle, timeout) = (wires.limits.agent_idle, wires.limits.agent_timeout);
         link.liveness = Liveness::new(idle, timeout, wires.now.monotonic);
@@ -501,11 +506,12 @@ impl Core {
             None => self.mint_dashboard(),
         };
         let Self { wires, tenants, .. } = self;
-        let tenant_id = identity.tenant;
+        let tenant_id = identity.tenant.clone();
         let tenant = tenants
             .entry(tenant_id.clone())
             .or_insert_with(|| Tenant::new(tenant_id.clone(), wires));
-        tenant.handle_dashboard_here(wires, id, &dashboard, &identity.subject)?;
+        let identity = Arc::new(identity);
+        let sees_as_before = tenant.handle_dashboard_here(wires, id, &dashboard, &identity)?;
         let Some(link) = wires.links.get_mut(&id) else { return Ok(()) };
         let (idle, timeout) = (wires.limits.dashboard_idle, wires.limits.dashboard_timeout);
         link.liveness = Liveness::new(idle, timeout, wires.now.monotonic);
@@ -514,8 +520,8 @@ impl Core {
         link.state = State::Dashboard(Box::new(DashboardLink {
             tenant: tenant_id.clone(),
             dashboard: dashboard.clone(),
-            subject: identity.subject,
-            cursor: tenant.ledger.cursor(greeting.since.roster),
+            identity,
+            cursor: tenant.cursor(sees_as_before, greeting.since.roster),
             follows: false,
             subscription: BTreeMap::new(),
             readers: HashMap::new(),
@@ -659,7 +665,9 @@ impl Core {
             self.wires.close(id, Close::new(CloseCode::Unauthorized, "new token"));
             return;
         }
-        self.wires.deadlines.set(Due::Credentials(id), end);
+        // Said again until one is taken: a token may not be had at once.
+        let again = (self.wires.limits.refresh_ahead / 6).max(Duration::from_secs(1));
+        self.wires.deadlines.set(Due::Credentials(id), end.min(self.wires.at(again)));
         let left = expires.saturating_sub(now).as_millis();
         let needed = RefreshNeeded { expires_in_ms: u64::try_from(left).unwrap_or(u64::MAX) };
         self.wires.send(id, HubToDashboard::RefreshNeeded(needed));
@@ -678,21 +686,12 @@ impl Core {
     }
 
     fn handle_refreshed(&mut self, id: LinkId, result: Result<Identity, AuthError>) {
-        let Some(link) = self.wires.links.get(&id) else { return };
-        let known = match &link.state {
-            State::Agent(link) => {
-                let tenant = self.tenants.get(&link.tenant);
-                let seen = tenant.and_then(|t| t.agents.get(&link.agent)?.seen.as_ref());
-                seen.map(|seen| (link.tenant.clone(), seen.subject.clone()))
-            }
-            State::Dashboard(link) => Some((link.tenant.clone(), link.subject.clone())),
-            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => None,
-        };
-        let Some((tenant, subject)) = known else { return };
         let result = match result {
-            Ok(new) if new.tenant == tenant && new.subject == subject => Ok(new.expires_in),
-            Ok(_) => Err("the token is for somebody else"),
-            Err(_) => Err("the token was not accepted"),
+            Ok(identity) => self.renew(id, identity),
+            Err(error) => {
+                tracing::info!(target: "trunkline::hub", link = id.0, %error, "refresh refused");
+                Err("the token was not accepted")
+            }
         };
         match result {
             Ok(expires_in) => {
@@ -706,6 +705,42 @@ impl Core {
                 self.wires.send(id, HubToDashboard::RefreshFailed(failed));
             }
         }
+    }
+
+    /// A link goes on as `new`, which must be who it is. Returns for how long.
+    fn renew(&mut self, id: LinkId, new: Identity) -> Result<Option<Duration>, &'static str> {
+        const OTHER: &str = "the token is for somebody else";
+        let expires_in = new.expires_in;
+        let Self { wires, tenants, .. } = self;
+        let link = wires.links.get_mut(&id).ok_or(OTHER)?;
+        match &mut link.state {
+            State::Agent(link) => {
+                let agent = link.agent.clone();
+                let tenant = tenants.get_mut(&link.tenant).ok_or(OTHER)?;
+                if link.tenant != new.tenant || new.agent.as_ref().is_some_and(|id| *id != agent) {
+                    return Err(OTHER);
+                }
+                tenant.renew_agent(wires, &agent, new)?;
+            }
+            State::Dashboard(link) => {
+                let tenant = tenants.get_mut(&link.tenant).ok_or(OTHER)?;
+                if link.tenant != new.tenant || link.identity.subject != new.subject {
+                    return Err(OTHER);
+                }
+                let sees_as_before = link.identity.sees_as(&new);
+                link.identity = Arc::new(new);
+                if let Some(known) = tenant.dashboards.get_mut(&link.dashboard) {
+                    known.identity = Arc::clone(&link.identity);
+                }
+                if !sees_as_before {
+                    tenant.review(wires, id);
+                }
+            }
+            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => {
+                return Err(OTHER);
+            }
+        }
+        Ok(expires_in)
     }
 
     // ---- hooks, time, end -----------------------------------------------

@@ -21,6 +21,7 @@ use super::commands::Command;
 use super::deadlines::Due;
 use super::keeping::{Copied, Keeping};
 use super::link::{DashboardLink, LinkId, Reader, State, Wait};
+use super::rights::Rights;
 use super::tenant::Tenant;
 use super::wires::Wires;
 use crate::hooks::StreamHead;
@@ -489,11 +490,15 @@ impl Tenant {
         subscription: &TerminalSubscription,
     ) {
         let Some(stream) = self.streams.get(&stream_id) else { return };
-        let Some(link) = wires.links.get_mut(&id) else { return };
-        let Some(dashboard) = link.dashboard() else { return };
-        if dashboard.readers.contains_key(&stream_id) {
+        let Some(dashboard) = wires.dashboard(id) else { return };
+        if dashboard.readers.contains_key(&stream_id)
+            || !self.rights(wires).sees(&dashboard.identity, &stream.agent)
+        {
             return;
         }
+        let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) else {
+            return;
+        };
         let end = stream.log.end();
         let from = match (subscription.positions.get(&stream_id), subscription.from) {
             (Some(position), _) => *position,
@@ -567,9 +572,12 @@ impl Tenant {
         let Some(link) = wires.links.get_mut(&id) else { return false };
         let binary = link.binary;
         let State::Dashboard(dashboard) = &mut link.state else { return false };
+        let rights =
+            Rights { policy: &*wires.policy, agents: &self.agents, departed: &self.departed };
+        let sees = |agent: &AgentId| rights.sees(&dashboard.identity, agent);
         let mut left = bytes;
         while left > 0 && self.ledger.has_news(&dashboard.cursor) {
-            let Some(frame) = self.ledger.read(&mut dashboard.cursor) else { break };
+            let Some(frame) = self.ledger.read(&mut dashboard.cursor, sees) else { break };
             left = left.saturating_sub(frame.len());
             into.push(frame);
         }

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, StreamId, TenantId};
-use trunkline_protocol::message::Target;
-use trunkline_protocol::roster::Ledger;
+use trunkline_protocol::message::{RosterPosition, Target};
+use trunkline_protocol::roster::{Cursor, Ledger};
 
 use super::agents::Agent;
 use super::commands::Command;
 use super::dashboards::{Dashboard, Left};
 use super::link::LinkId;
+use super::rights::Departed;
 use super::streams::Stream;
 use super::wires::Wires;
 
@@ -21,6 +22,10 @@ pub(super) struct Tenant {
     /// next change.
     pub(super) followers: Vec<LinkId>,
     pub(super) agents: HashMap<AgentId, Agent>,
+    pub(super) departed: Departed,
+    /// The roster's revision when an agent's labels last changed: whoever has
+    /// not read beyond it may have been shown too much or too little since.
+    pub(super) relabelled_at: Option<u64>,
     pub(super) commands: HashMap<CommandId, Command>,
     pub(super) streams: HashMap<StreamId, Stream>,
     pub(super) dashboards: HashMap<DashboardId, Dashboard>,
@@ -38,6 +43,8 @@ impl Tenant {
             ledger: Ledger::new(wires.hub),
             followers: Vec::new(),
             agents: HashMap::new(),
+            departed: Departed::default(),
+            relabelled_at: None,
             commands: HashMap::new(),
             streams: HashMap::new(),
             dashboards: HashMap::new(),
@@ -45,6 +52,13 @@ impl Tenant {
             interests: HashMap::new(),
             order: 0,
         }
+    }
+
+    /// Where a dashboard goes on in the roster that says it stands at `since`.
+    /// Who may see other agents than before begins anew.
+    pub(super) fn cursor(&self, sees_as_before: bool, since: Option<RosterPosition>) -> Cursor {
+        let since = since.filter(|at| sees_as_before && Some(at.revision) > self.relabelled_at);
+        self.ledger.cursor(since)
     }
 
     /// Tells everyone who follows the roster that it has changed.

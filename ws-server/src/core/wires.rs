@@ -2,6 +2,7 @@
 //! that wait for the shell, and the time of the present input.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_protocol::close::CloseCode;
@@ -14,8 +15,8 @@ use trunkline_protocol::time::Now;
 
 use super::deadlines::{Deadlines, Due};
 use super::keeping::Keeping;
-use super::link::{Closing, Link, LinkId, State};
-use crate::hooks::{Credentials, LogChange, QueueChange};
+use super::link::{Closing, DashboardLink, Link, LinkId, State};
+use crate::hooks::{Credentials, LogChange, Policy, QueueChange};
 
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +50,7 @@ pub enum Effect {
 pub(super) struct Wires {
     pub(super) now: Now,
     pub(super) limits: Limits,
+    pub(super) policy: Arc<dyn Policy>,
     pub(super) rules: Rules,
     pub(super) hub: HubInstance,
     pub(super) epoch: QueueEpoch,
@@ -68,6 +70,17 @@ pub(super) struct Wires {
 impl Wires {
     pub(super) fn at(&self, after: Duration) -> Duration {
         self.now.monotonic.saturating_add(after)
+    }
+
+    /// What a link is as a dashboard.
+    pub(super) fn dashboard(&self, id: LinkId) -> Option<&DashboardLink> {
+        match &self.links.get(&id)?.state {
+            State::Dashboard(dashboard) => Some(dashboard),
+            State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Agent(_)
+            | State::Closed => None,
+        }
     }
 
     pub(super) fn in_time(&mut self, due: Due, after: Duration) {

@@ -64,6 +64,13 @@ impl Identity {
             expires_in: None,
         }
     }
+
+    /// Whether a policy, which goes by nothing else, shows both the same.
+    pub(crate) fn sees_as(&self, other: &Self) -> bool {
+        let Self { tenant, subject, agent: _, labels: _, roles, grants, expires_in: _ } = self;
+        (tenant, subject, roles, grants)
+            == (&other.tenant, &other.subject, &other.roles, &other.grants)
+    }
 }
 
 /// Why credentials were not accepted. What the peer hears does not depend on

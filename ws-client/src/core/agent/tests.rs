@@ -688,7 +688,8 @@ fn only_the_newest_figures_wait_and_a_new_hub_hears_them_again() {
 fn a_token_is_renewed_on_the_link() {
     let (mut agent, mut hub) = connected();
     hub.say(&mut agent, HubToAgent::RefreshNeeded(RefreshNeeded { expires_in_ms: 60_000 }));
-    assert!(agent.core.poll_refresh() && !agent.core.poll_refresh());
+    assert_eq!(agent.core.poll_refresh(), Some(RefreshWanted { refused: false }));
+    assert_eq!(agent.core.poll_refresh(), None);
     agent.core.refresh("fresh".into(), agent.now());
     let [AgentToHub::RefreshToken(refresh)] = &agent.talk(&mut hub)[..] else { panic!() };
     assert_eq!(refresh.token.reveal(), "fresh");

@@ -8,7 +8,7 @@ use trunkline_protocol::ids::{CommandId, RequestId};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     Accepted, CommandState, CommandStatus, ConnectionAck, ErrorCode, HubToDashboard, Peer,
-    Presence, Refusal, Target, TerminalInputTaken,
+    Presence, Refusal, Target, TerminalInputTaken, TerminalRefused,
 };
 use trunkline_protocol::roster::RosterEvent;
 use trunkline_protocol::time::Now;
@@ -58,6 +58,7 @@ impl DashboardCore {
             batch_messages_max: defaults.batch_messages_max.max(ack.limits.batch_messages_max),
             ..Rules::from(&defaults)
         };
+        self.refresh.handle_link();
         self.outbox.handle_link();
         self.readers.handle_link();
         self.inputs.handle_link(ack.limits.input_bytes_ahead);
@@ -143,6 +144,9 @@ impl DashboardCore {
                 self.consider_unannounced(now);
                 self.outputs.push_back(Output::Event(event));
             }
+            HubToDashboard::Refused(TerminalRefused { target, code, message }) => {
+                self.readers.handle_refused(&target, &Refusal::new(code, message));
+            }
             HubToDashboard::Output(output) => self.readers.handle_output(&output),
             HubToDashboard::Gap(gap) => self.readers.handle_gap(&gap),
             HubToDashboard::InputTaken(taken) => self.handle_input_taken(&taken),
@@ -158,12 +162,9 @@ impl DashboardCore {
                     up.liveness.handle_pong(pong.n, now.monotonic);
                 }
             }
-            HubToDashboard::RefreshNeeded(_) => self.outputs.push_back(Output::RefreshNeeded),
-            HubToDashboard::RefreshSuccess(_) => tracing::debug!("the hub took the new token"),
-            HubToDashboard::RefreshFailed(failed) => {
-                // When the old one has run out, the close says what to do.
-                tracing::warn!(why = %failed.message, "the hub did not take the new token");
-            }
+            HubToDashboard::RefreshNeeded(_) => self.refresh.handle_needed(),
+            HubToDashboard::RefreshSuccess(_) => self.refresh.handle_success(),
+            HubToDashboard::RefreshFailed(failed) => self.refresh.handle_failed(&failed.message),
         }
     }
 
