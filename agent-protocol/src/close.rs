@@ -129,7 +129,12 @@ impl Close {
     /// A close of a draining hub that asks this peer to be back no sooner
     /// than `after`, so that a fleet does not return all at once.
     pub fn restart(after: Duration) -> Self {
-        Self::new(CloseCode::Restart, format!("{HINT}{}", after.as_millis()))
+        Self::hinting(CloseCode::Restart, after)
+    }
+
+    /// A close with a hint not to come back sooner than `after`.
+    pub fn hinting(code: CloseCode, after: Duration) -> Self {
+        Self::new(code, format!("{HINT}{}", after.as_micros().div_ceil(1000)))
     }
 
     /// The hint in the reason, at most an hour.

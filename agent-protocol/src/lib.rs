@@ -93,6 +93,7 @@ pub mod ids;
 pub mod limits;
 pub mod liveness;
 pub mod message;
+pub mod rate;
 pub mod roster;
 pub mod stream;
 pub mod time;

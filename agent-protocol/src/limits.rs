@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use crate::message::LinkLimits;
+use crate::message::{LinkLimits, LinkRates};
+use crate::rate::Rate;
 
 /// The bounds of a hub.
 ///
@@ -64,6 +65,8 @@ pub struct Limits {
 
     /// Most links at once. About 8 KiB each when idle. 20,000.
     pub links_max: usize,
+    /// Most links of dashboards of one subject at once. 100.
+    pub links_per_subject: usize,
     /// Most agents remembered per tenant, present or not. 10,000.
     pub agents_max: usize,
     /// Most terminal subscriptions per dashboard. 1,024.
@@ -101,6 +104,29 @@ pub struct Limits {
     pub terminal_bytes_per_second: u64,
     /// Input that a dashboard may have under way to one command. 64 KiB.
     pub input_bytes_ahead: u64,
+    /// What the dashboards of one subject may ask: requests, subscriptions,
+    /// sizes. More is refused with `rate_limited` and a time to wait. 20 per
+    /// second, 50 at once.
+    pub request_rate: Rate,
+    /// How often they may interrupt, or stop everything; for itself, so that
+    /// no flood of requests is in the way. 20 per second, 50 at once.
+    pub interrupt_rate: Rate,
+    /// How many messages with input they may send. 50 per second, 200 at once.
+    pub input_rate: Rate,
+    /// How often a subject, or an agent, may come with another link. More is
+    /// closed with a time to wait (1013). 5 per second, 100 at once.
+    pub link_rate: Rate,
+    /// How often a new token may be shown on links of one subject, or of one
+    /// agent. One every 2 s, 10 at once.
+    pub refresh_rate: Rate,
+    /// How many messages of any kind may come from the dashboards of one
+    /// subject, or from one agent, terminal output aside. More closes the link
+    /// as a flood. 1,000 per second, 5,000 at once.
+    pub message_rate: Rate,
+    /// How many pieces of output may come from one agent. More closes the link
+    /// as a flood. 20,000 per second, 40,000 at once.
+    pub piece_rate: Rate,
+
     /// How far behind a `newest` reader without a window may fall before it
     /// is moved to the live end. 64 KiB.
     pub newest_bytes_behind: u64,
@@ -133,6 +159,7 @@ impl Default for Limits {
             refresh_grace: Duration::from_secs(30),
 
             links_max: 20_000,
+            links_per_subject: 100,
             agents_max: 10_000,
             subscriptions_max: 1024,
             control_bytes_max: 4 * MIB,
@@ -150,6 +177,14 @@ impl Default for Limits {
             grant_bytes: MIB as u64,
             terminal_bytes_per_second: 8 * MIB as u64,
             input_bytes_ahead: 64 * KIB as u64,
+            request_rate: Rate::per_second(20, 50),
+            interrupt_rate: Rate::per_second(20, 50),
+            input_rate: Rate::per_second(50, 200),
+            link_rate: Rate::per_second(5, 100),
+            refresh_rate: Rate { every: Duration::from_secs(2), burst: 10 },
+            message_rate: Rate::per_second(1000, 5000),
+            piece_rate: Rate::per_second(20_000, 40_000),
+
             newest_bytes_behind: 64 * KIB as u64,
         }
     }
@@ -165,6 +200,12 @@ impl Limits {
             grant_bytes: self.grant_bytes,
             queue_per_agent: u32::try_from(self.queue_per_agent).unwrap_or(u32::MAX),
             input_bytes_ahead: self.input_bytes_ahead,
+            rates: LinkRates {
+                requests: self.request_rate,
+                interrupts: self.interrupt_rate,
+                input: self.input_rate,
+                messages: self.message_rate,
+            },
         }
     }
 }

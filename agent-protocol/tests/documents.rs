@@ -215,6 +215,16 @@ fn limits_are_as_told() {
         assert!(protocol.contains(&format!("\n| `{name}` | {value} |")), "{name} {value}");
     }
     let millis = |duration: Duration| duration.as_millis();
+    let rates = link.rates;
+    for (name, rate) in [
+        ("requests", rates.requests),
+        ("interrupts", rates.interrupts),
+        ("input", rates.input),
+        ("messages", rates.messages),
+    ] {
+        let told = format!("| `{name}` | every {} ms, burst {} |", millis(rate.every), rate.burst);
+        assert!(protocol.contains(&told), "{told}");
+    }
     for told in [
         format!(
             "`idle_ms` {}, `timeout_ms` {}",

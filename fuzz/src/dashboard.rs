@@ -18,9 +18,9 @@ use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     Accepted, AgentChanged, AgentList, CommandChanged, CommandInterrupt, CommandRequest,
     ConnectionAck, DashboardToHub, EmergencyStop, Envelope, ErrorCode, Feature, From, Greeting,
-    Heartbeat, HeartbeatBeat, HubToDashboard, Lag, LinkLimits, Peer, QueueChanged, QueueState,
-    RefreshFailed, RefreshNeeded, RefreshSuccess, Refusal, RosterPosition, Secret, Subscription,
-    Target, TerminalGap, TerminalInputTaken, TerminalOpened, TerminalOutput,
+    Heartbeat, HeartbeatBeat, HubToDashboard, Lag, LinkLimits, LinkRates, Peer, QueueChanged,
+    QueueState, RefreshFailed, RefreshNeeded, RefreshSuccess, Refusal, RosterPosition, Secret,
+    Subscription, Target, TerminalGap, TerminalInputTaken, TerminalOpened, TerminalOutput,
 };
 
 use crate::names;
@@ -439,6 +439,13 @@ fn ack(plan: &mut Plan<'_>) -> HubToDashboard {
                 chunk_bytes_max: plan.number(),
                 batch_messages_max: plan.below(3).into(),
                 input_bytes_ahead: plan.number(),
+                rates: LinkRates {
+                    requests: Rate {
+                        every: Duration::from_millis(plan.number() % 10_000),
+                        burst: plan.below(4).into(),
+                    },
+                    ..limits.rates
+                },
                 ..limits
             }
         } else {

@@ -9,6 +9,7 @@ use super::command::HeldCommand;
 use super::open::open_words;
 use super::roster::RosterPosition;
 use crate::ids::{AgentId, DashboardId, HubInstance, InstanceId, QueueEpoch, TenantId};
+use crate::rate::Rate;
 
 /// The protocol versions this crate speaks, newest first.
 pub const PROTOCOLS: &[u32] = &[1];
@@ -247,6 +248,23 @@ pub struct LinkLimits {
     pub queue_per_agent: u32,
     /// Most bytes of input a dashboard may have under way to one command.
     pub input_bytes_ahead: u64,
+    /// How often it may speak. All links of its subject share these.
+    pub rates: LinkRates,
+}
+
+/// How often a peer may speak. Who keeps to it alone is never refused; who
+/// shares it with other links of the same subject may be, and waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRates {
+    /// `command:request`, `subscribe`, `terminal:resize`.
+    pub requests: Rate,
+    /// `command:interrupt`, `system:emergency-stop`.
+    pub interrupts: Rate,
+    /// `terminal:input`.
+    pub input: Rate,
+    /// Messages of any kind, terminal output aside. More closes the link
+    /// (4429).
+    pub messages: Rate,
 }
 
 /// The rhythm of a link, in milliseconds. Any received byte counts as life.

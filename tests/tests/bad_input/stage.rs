@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use trunkline_server::protocol::limits::Limits;
+use trunkline_server::protocol::rate::Rate;
 use trunkline_server::{Hub, HubBuilder};
 
 use crate::raw::{PATIENCE, Raw, number, word};
@@ -19,7 +20,8 @@ pub(crate) const GUEST_COMMAND: &str = "0191d4a8-5a3c-7f00-8000-0000000000cc";
 pub(crate) const GUEST_STREAM: &str = "0191d4a8-5a3c-7f00-8000-000000000055";
 
 /// Times short enough to wait for; no heartbeats, so that nobody has to answer
-/// any.
+/// any; and no rates, which have tests of their own (`rates.rs`): here
+/// everything may come as fast as it can.
 pub(crate) fn limits() -> Limits {
     let never = Duration::from_secs(3600);
     Limits {
@@ -30,6 +32,13 @@ pub(crate) fn limits() -> Limits {
         agent_timeout: 2 * never,
         dashboard_idle: never,
         dashboard_timeout: 2 * never,
+        request_rate: Rate::UNLIMITED,
+        interrupt_rate: Rate::UNLIMITED,
+        input_rate: Rate::UNLIMITED,
+        link_rate: Rate::UNLIMITED,
+        refresh_rate: Rate::UNLIMITED,
+        message_rate: Rate::UNLIMITED,
+        piece_rate: Rate::UNLIMITED,
         ..Limits::default()
     }
 }

@@ -53,7 +53,7 @@ use self::held::Held;
 use self::recording::Recording;
 use self::tail::Tail;
 use super::dialing::{Backoff, ConnectionState, DialAction, Dialing};
-use super::{Refresh, RefreshWanted};
+use super::{Pace, Refresh, RefreshWanted};
 
 /// Commands whose highest attempt is remembered after they are forgotten, by an
 /// agent and by its journal.
@@ -192,6 +192,9 @@ pub struct AgentCore {
     /// The latest figures, and whether the hub has yet to hear them.
     report: Option<AgentReport>,
     report_unsaid: bool,
+    pace: Pace,
+    /// Until then what only counts in its newest value waits.
+    conflating: Option<Duration>,
     refresh: Refresh,
     /// When to look for what may be forgotten.
     forget_at: Option<Duration>,
@@ -231,6 +234,8 @@ impl AgentCore {
             recording: journal.as_ref().map(|_| Recording::default()),
             report: None,
             report_unsaid: false,
+            pace: Pace::default(),
+            conflating: None,
             refresh: Refresh::default(),
             forget_at: None,
             stopping: None,
@@ -430,6 +435,7 @@ impl AgentCore {
                 self.dialing.handle_lost(&why, now);
             }
         }
+        self.conflating = self.conflating.filter(|at| *at > now.monotonic);
         self.commands_timeout(now);
         if let Some(recording) = &mut self.recording {
             recording.handle_timeout(now.monotonic);
@@ -464,7 +470,8 @@ impl AgentCore {
             [held.run_until, held.kill_at, held.recorded_by(), gathered, released]
         });
         let journal = self.recording.as_ref().and_then(Recording::deadline);
-        let others = [self.dialing.deadline(), link, stopping, self.forget_at, journal];
+        let conflating = self.conflating.filter(|_| is_up);
+        let others = [self.dialing.deadline(), link, stopping, self.forget_at, journal, conflating];
         others.into_iter().chain(commands).flatten().min()
     }
 
@@ -497,8 +504,13 @@ impl AgentCore {
             Link::Greeting(greeting) => return greeting.take().map(|it| greeting::encode(*it)),
             Link::Up(up) => up.control.pop_front(),
         };
-        let latest = |core: &mut Self| core.poll_input_taken().or_else(|| core.poll_report());
-        let frame = control.or_else(|| latest(self)).or_else(|| self.poll_bulk(now.monotonic))?;
+        let frame = match control.or_else(|| self.poll_latest(now.monotonic)) {
+            Some(control) => {
+                self.pace.said_message(now.monotonic);
+                control
+            }
+            None => self.poll_bulk(now.monotonic)?,
+        };
         if let Link::Up(up) = &mut self.link {
             up.liveness.handle_said(now.monotonic);
         }
@@ -509,6 +521,15 @@ impl AgentCore {
 // ---- the link ---------------------------------------------------------------
 
 impl AgentCore {
+    /// What only counts in its newest value, as fast as the hub hears it.
+    fn poll_latest(&mut self, now: Duration) -> Option<Frame> {
+        self.conflating = self.pace.conflated_at(now);
+        if self.conflating.is_some() {
+            return None;
+        }
+        self.poll_input_taken().or_else(|| self.poll_report())
+    }
+
     fn handle_ack(&mut self, ack: ConnectionAck, now: Now) {
         let Peer::Agent(me) = ack.peer else {
             let close = Close::new(CloseCode::Violation, "the acknowledgement is for a dashboard");
@@ -527,6 +548,7 @@ impl AgentCore {
             control: VecDeque::new(),
         }));
         self.refresh.handle_link();
+        self.pace.handle_ack(ack.limits.rates);
         self.dialing.handle_acked(now);
         self.report_unsaid = self.report.is_some();
         self.tell_news(ack.limits.grant_bytes);

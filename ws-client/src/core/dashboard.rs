@@ -55,8 +55,8 @@ use self::input::Inputs;
 use self::link::Link;
 use self::reading::Readers;
 use super::dialing::{Backoff, ConnectionState, DialAction, Dialing};
-use super::outbox::{Outbox, OutboxLimits};
-use super::{Refresh, RefreshWanted};
+use super::outbox::{Outbox, OutboxLimits, Unanswered};
+use super::{Class, Pace, Refresh, RefreshWanted};
 
 /// Answers to what could not be understood that may wait for the link.
 const ERRORS_MAX: usize = 8;
@@ -68,7 +68,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The hub refused it; what to do is in the refusal: whether it may
-    /// succeed later, and when. Nothing is tried again by itself.
+    /// succeed later, and when. What came too fast (`rate_limited`) is not told:
+    /// it is asked again in time. Nothing else is tried again by itself.
     #[error("refused: {0}")]
     Refused(Refusal),
     /// Too many requests wait for their answer. It was not made.
@@ -199,6 +200,9 @@ pub struct DashboardCore {
     epoch: Option<QueueEpoch>,
     in_doubt: bool,
     outbox: Outbox<Asked>,
+    /// Interrupts overtake requests, but not those that they are about.
+    interrupts: Outbox<Asked>,
+    pace: Pace,
     readers: Readers,
     inputs: Inputs,
     missing: BTreeMap<CommandId, Missing>,
@@ -234,6 +238,8 @@ impl DashboardCore {
             epoch: None,
             in_doubt: false,
             outbox: Outbox::new(setup.outbox),
+            interrupts: Outbox::new(setup.outbox),
+            pace: Pace::default(),
             readers: Readers::default(),
             inputs: Inputs::new(),
             missing: BTreeMap::new(),
@@ -285,6 +291,16 @@ impl DashboardCore {
             }
             _ => Asked::Other, // only a command can be looked up in the roster
         };
+        let overtakes = match &message {
+            DashboardToHub::Interrupt(interrupt) => {
+                let is_it = |asked: &Asked| matches!(asked, Asked::Command { command, .. } if *command == interrupt.command);
+                !self.outbox.has(is_it)
+            }
+            DashboardToHub::EmergencyStop(_) => {
+                !self.outbox.has(|asked| matches!(asked, Asked::Command { .. }))
+            }
+            _ => false, // whatever else is asked waits its turn
+        };
         let id = self.mint_request(now);
         let json = encode(Some(&id), message, now);
         if json.len() > self.message_bytes_max {
@@ -292,7 +308,8 @@ impl DashboardCore {
             return Err(RequestError::Refused(Refusal::new(ErrorCode::InvalidMessage, message)));
         }
         let until = patience.map(|patience| now.monotonic.saturating_add(patience));
-        self.outbox.push(id.clone(), json, asked, until).map_err(|_| RequestError::Full)?;
+        let outbox = if overtakes { &mut self.interrupts } else { &mut self.outbox };
+        outbox.push(id.clone(), json, asked, until).map_err(|_| RequestError::Full)?;
         Ok(id)
     }
 
@@ -435,7 +452,7 @@ impl DashboardCore {
     pub fn handle_timeout(&mut self, now: Now) {
         self.dialing.handle_timeout(now);
         self.after_dialing();
-        while let Some(expired) = self.outbox.poll_expired(now.monotonic) {
+        while let Some(expired) = self.poll_expired(now.monotonic) {
             let sent = expired.sent;
             self.answer(expired.id, Err(RequestError::TimedOut { sent }));
         }
@@ -485,12 +502,14 @@ impl DashboardCore {
             };
         };
         consider(self.outbox.deadline());
+        consider(self.interrupts.deadline());
         consider(self.readers.deadline());
         consider(self.missing.values().filter_map(|missing| missing.until).min());
         if let Link::Up(up) = &self.link {
             consider(Some(up.liveness.deadline()));
             consider(up.later.values().min().copied());
             consider(self.inputs.deadline(now.monotonic));
+            consider(self.pace_deadline(now.monotonic));
         }
         if let Link::Closing { until, .. } = &self.link {
             consider(Some(*until));
@@ -541,10 +560,28 @@ impl DashboardCore {
         self.dialing.is_over()
     }
 
+    fn poll_expired(&mut self, now: Duration) -> Option<Unanswered<Asked>> {
+        self.outbox.poll_expired(now).or_else(|| self.interrupts.poll_expired(now))
+    }
+
+    /// When something may be said that waits for its time.
+    fn pace_deadline(&self, now: Duration) -> Option<Duration> {
+        let alone = matches!(&self.link, Link::Up(up) if !up.alone.is_empty());
+        let requests = alone || self.outbox.has_unsent() || self.readers.has_changed();
+        let waits = [
+            self.interrupts.has_unsent().then(|| self.pace.ready_at(Class::Interrupts, now)),
+            requests.then(|| self.pace.ready_at(Class::Requests, now)),
+            self.inputs.has_something(now).then(|| self.pace.ready_at(Class::Input, now)),
+            self.readers.has_something_to_say().then(|| self.pace.conflated_at(now)),
+        ];
+        waits.into_iter().flatten().flatten().min()
+    }
+
     /// What belonged to the link is gone with it.
     fn forget_link(&mut self) {
         self.link = Link::None;
         self.outbox.handle_link();
+        self.interrupts.handle_link();
         self.readers.handle_link();
         self.is_whole = false;
         for missing in self.missing.values_mut() {
@@ -562,7 +599,9 @@ impl DashboardCore {
         let event = DashboardEvent::Connection(self.connection.clone());
         self.outputs.push_back(Output::Event(event));
         if self.is_closed() {
-            for unanswered in self.outbox.withdraw(|_, _| true) {
+            let mut unanswered = self.outbox.withdraw(|_, _| true);
+            unanswered.append(&mut self.interrupts.withdraw(|_, _| true));
+            for unanswered in unanswered {
                 self.answer(unanswered.id, Err(RequestError::Closed));
             }
             for command in self.inputs.commands() {

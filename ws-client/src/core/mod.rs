@@ -5,7 +5,9 @@ pub mod agent;
 pub mod dashboard;
 pub mod dialing;
 pub mod outbox;
+mod pace;
 mod refresh;
 
+pub(crate) use pace::{Class, Pace};
 pub(crate) use refresh::Refresh;
 pub use refresh::RefreshWanted;

@@ -11,9 +11,9 @@
 //!     │ sent on this link        │ not yet           │
 //!     ▼                          ▼                   ▼
 //!     1    2    4    5    8      9    10    11
-//!                     ▲
-//!            new link │: `unsent` goes back to the first; what is below
-//!                     └─ `fresh` has been on a link before
+//!
+//!   a new link: `unsent` goes back to the first
+//!   refused for now: a request goes to the end, under its id
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -70,6 +70,8 @@ struct Waiting<K> {
     json: Bytes,
     note: K,
     until: Option<Duration>,
+    /// It has been on a link.
+    sent: bool,
 }
 
 /// Around the messages of a batch, in bytes: rather too many than too few.
@@ -88,8 +90,6 @@ pub struct Outbox<K> {
     next: u64,
     /// Numbers from here on are not sent yet on this link.
     unsent: u64,
-    /// Numbers from here on were never on any link.
-    fresh: u64,
 }
 
 impl<K> Outbox<K> {
@@ -103,7 +103,6 @@ impl<K> Outbox<K> {
             bytes: 0,
             next: 0,
             unsent: 0,
-            fresh: 0,
         }
     }
 
@@ -138,7 +137,7 @@ impl<K> Outbox<K> {
         if let Some(until) = until {
             self.by_time.insert((until, number));
         }
-        self.waiting.insert(number, Waiting { id, json, note, until });
+        self.waiting.insert(number, Waiting { id, json, note, until, sent: false });
         Ok(())
     }
 
@@ -146,6 +145,32 @@ impl<K> Outbox<K> {
     /// again.
     pub fn handle_link(&mut self) {
         self.unsent = 0;
+    }
+
+    /// The hub was asked too often: the request is to be sent again, after
+    /// those that wait already. Whether it waits at all.
+    pub fn send_again(&mut self, id: &RequestId) -> bool {
+        let Some(number) = self.by_id.get(id).copied() else { return false };
+        let Some(waiting) = self.waiting.remove(&number) else { return false };
+        let next = self.next;
+        self.next += 1;
+        if let Some(until) = waiting.until {
+            self.by_time.remove(&(until, number));
+            self.by_time.insert((until, next));
+        }
+        self.by_id.insert(id.clone(), next);
+        self.waiting.insert(next, waiting);
+        true
+    }
+
+    /// Whether something is to be sent.
+    pub fn has_unsent(&self) -> bool {
+        self.waiting.range(self.unsent..).next().is_some()
+    }
+
+    /// Whether a request waits of which `is_it` is true.
+    pub fn has(&self, mut is_it: impl FnMut(&K) -> bool) -> bool {
+        self.waiting.values().any(|waiting| is_it(&waiting.note))
     }
 
     /// An answer came. Gives back the note, or `None` for an answer that
@@ -158,9 +183,8 @@ impl<K> Outbox<K> {
     /// Takes out every request that `pick` picks, in order. It is shown the
     /// note and whether the request was handed to a link.
     pub fn withdraw(&mut self, mut pick: impl FnMut(&K, bool) -> bool) -> Vec<Unanswered<K>> {
-        let fresh = self.fresh;
         let picked = |(&number, waiting): (&u64, &Waiting<K>)| {
-            pick(&waiting.note, number < fresh).then_some(number)
+            pick(&waiting.note, waiting.sent).then_some(number)
         };
         let numbers: Vec<u64> = self.waiting.iter().filter_map(picked).collect();
         numbers.into_iter().filter_map(|number| self.remove(number)).collect()
@@ -181,37 +205,39 @@ impl<K> Outbox<K> {
     }
 
     /// The next frame for the link: one request, or several as a batch where
-    /// that is agreed.
-    pub fn poll(&mut self, batching: Option<Batching>) -> Option<Frame> {
+    /// that is agreed; and how many.
+    pub fn poll(&mut self, batching: Option<Batching>) -> Option<(Frame, usize)> {
         let Batching { messages_max, bytes_max } =
             batching.unwrap_or(Batching { messages_max: 1, bytes_max: 0 });
         let mut gathered: Vec<&Bytes> = Vec::new();
         let mut bytes = BATCH_BYTES;
-        for (&number, waiting) in self.waiting.range(self.unsent..) {
+        for (&number, waiting) in self.waiting.range_mut(self.unsent..) {
             bytes += waiting.json.len() + 1;
             let fits = gathered.len() < messages_max && bytes <= bytes_max;
             if !gathered.is_empty() && !fits {
                 break;
             }
+            waiting.sent = true;
             gathered.push(&waiting.json);
             self.unsent = number + 1;
         }
-        self.fresh = self.fresh.max(self.unsent);
-        match gathered.as_slice() {
-            [] => None,
-            [one] => Some(Frame::Text(Bytes::clone(one))),
-            several => Some(codec::batch(several.iter().copied())),
-        }
+        let count = gathered.len();
+        let frame = match gathered.as_slice() {
+            [] => return None,
+            [one] => Frame::Text(Bytes::clone(one)),
+            several => codec::batch(several.iter().copied()),
+        };
+        Some((frame, count))
     }
 
     fn remove(&mut self, number: u64) -> Option<Unanswered<K>> {
-        let Waiting { id, json, note, until } = self.waiting.remove(&number)?;
+        let Waiting { id, json, note, until, sent } = self.waiting.remove(&number)?;
         self.bytes -= json.len();
         self.by_id.remove(&id);
         if let Some(until) = until {
             self.by_time.remove(&(until, number));
         }
-        Some(Unanswered { id, note, sent: number < self.fresh })
+        Some(Unanswered { id, note, sent })
     }
 }
 
@@ -275,17 +301,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_refused_for_now_goes_to_the_end_and_stays_known_as_sent() {
+        let mut outbox = outbox();
+        outbox.push(id("a"), Bytes::from_static(b"a"), 'a', Some(S)).unwrap();
+        push(&mut outbox, "bc");
+        assert_eq!(sent(&mut outbox), ["a", "b", "c"]);
+        assert!(!outbox.has_unsent());
+        assert!(outbox.send_again(&id("a")));
+        assert!(!outbox.send_again(&id("x")));
+        assert!(outbox.has_unsent());
+        assert_eq!(sent(&mut outbox), ["a"]);
+        outbox.handle_link();
+        assert_eq!(sent(&mut outbox), ["b", "c", "a"]);
+        assert!(outbox.send_again(&id("a")));
+        assert!(outbox.poll_expired(S).unwrap().sent);
+        assert_eq!((outbox.len(), outbox.deadline()), (2, None));
+    }
+
+    #[test]
     fn batches_keep_to_both_limits() {
         let mut outbox = outbox();
         push(&mut outbox, "abcdefg");
         let three = Batching { messages_max: 3, bytes_max: 1000 };
-        assert!(text(&outbox.poll(Some(three)).unwrap()).contains("[a,b,c]"));
+        let (frame, count) = outbox.poll(Some(three)).unwrap();
+        assert!(text(&frame).contains("[a,b,c]"));
+        assert_eq!(count, 3);
         let short = Batching { messages_max: 3, bytes_max: BATCH_BYTES + 4 };
-        let frame = outbox.poll(Some(short)).unwrap();
+        let (frame, _) = outbox.poll(Some(short)).unwrap();
         assert!(text(&frame).contains("[d,e]"), "{}", text(&frame));
         assert!(frame.len() <= short.bytes_max);
         let tiny = Batching { messages_max: 3, bytes_max: 1 };
-        assert_eq!(text(&outbox.poll(Some(tiny)).unwrap()), "f", "what fits no batch goes alone");
+        assert_eq!(text(&outbox.poll(Some(tiny)).unwrap().0), "f", "what fits no batch goes alone");
     }
 
     fn outbox() -> Outbox<char> {
@@ -304,7 +350,7 @@ mod tests {
     }
 
     fn sent(outbox: &mut Outbox<char>) -> Vec<String> {
-        std::iter::from_fn(|| outbox.poll(None)).map(|frame| text(&frame)).collect()
+        std::iter::from_fn(|| outbox.poll(None)).map(|(frame, _)| text(&frame)).collect()
     }
 
     fn text(frame: &Frame) -> String {

@@ -15,6 +15,7 @@ use trunkline_protocol::message::{
 use super::deadlines::Due;
 use super::link::LinkId;
 use super::rights::Labels;
+use super::subjects::Usage;
 use super::tenant::Tenant;
 use super::wires::Wires;
 use crate::hooks::Identity;
@@ -43,6 +44,8 @@ pub(super) struct Agent {
     /// What may be granted now, in bytes.
     pub(super) tokens: u64,
     pub(super) tokens_at: Duration,
+    /// What it has used up of what it may say.
+    pub(super) usage: Usage,
     /// What the roster says, to publish only what changed.
     listed: Option<AgentState>,
 }
@@ -125,6 +128,7 @@ impl Tenant {
             if link < seen.latest {
                 return Err(stale());
             }
+            agent.usage.count_link(wires)?;
             if let Standing::Here(old) = seen.standing {
                 wires.close(old, Close::new(CloseCode::Superseded, "another link took over"));
             }

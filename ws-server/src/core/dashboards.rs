@@ -67,14 +67,17 @@ impl Tenant {
         id: &DashboardId,
         identity: &Arc<Identity>,
     ) -> Result<bool, Close> {
+        let known = self.dashboards.get(id);
+        if known.is_some_and(|known| known.identity.subject != identity.subject) {
+            return Err(Close::new(CloseCode::Forbidden, "another subject has this id"));
+        }
+        if known.is_some_and(|known| link < known.latest) {
+            return Err(stale());
+        }
+        let replaces = known.is_some_and(|known| known.link.is_some());
+        self.add_link(wires, &identity.subject, replaces)?;
         let mut sees_as_before = false;
         if let Some(known) = self.dashboards.get_mut(id) {
-            if known.identity.subject != identity.subject {
-                return Err(Close::new(CloseCode::Forbidden, "another subject has this id"));
-            }
-            if link < known.latest {
-                return Err(stale());
-            }
             known.latest = link;
             sees_as_before = known.identity.sees_as(identity);
             known.identity = Arc::clone(identity);
@@ -103,6 +106,7 @@ impl Tenant {
         link: LinkId,
         gone: &DashboardLink,
     ) {
+        self.remove_link(wires, &gone.identity.subject);
         self.followers.retain(|follower| *follower != link);
         for target in gone.subscription.keys() {
             self.lose_interest(target, link);
@@ -158,13 +162,18 @@ impl Tenant {
         envelope: Envelope<DashboardToHub>,
     ) {
         let Envelope { id, message, .. } = envelope;
+        let kind = message.kind();
+        let Some(dashboard) = wires.dashboard(link) else { return };
+        let who = Arc::clone(&dashboard.identity);
+        if let Err(refusal) = self.count_request(wires, &who.subject, &message) {
+            // Not remembered: it is to be asked again.
+            wires.send(link, HubToDashboard::Error(refusal.reply_to(id)));
+            return;
+        }
         if let Some(frame) = self.remembered(from, id.as_ref()) {
             wires.send_frame(link, frame);
             return;
         }
-        let kind = message.kind();
-        let Some(dashboard) = wires.dashboard(link) else { return };
-        let who = Arc::clone(&dashboard.identity);
         if let Err(refusal) = self.permit(wires, &who, &message) {
             // Not remembered: another token may allow it.
             tracing::info!(target: "trunkline::hub", kind, code = %refusal.code, "not allowed");

@@ -38,6 +38,8 @@ pub(super) enum Due {
     Keep,
     /// A dashboard that left is forgotten.
     Dashboard(TenantId, DashboardId),
+    /// A subject without links has nothing used up any more.
+    Subject(TenantId, String),
 }
 
 /// Deadlines by reason: one time each.

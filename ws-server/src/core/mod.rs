@@ -26,6 +26,7 @@ mod keeping;
 mod link;
 mod rights;
 mod streams;
+mod subjects;
 mod tenant;
 mod wires;
 
@@ -51,6 +52,7 @@ use trunkline_protocol::time::Now;
 use self::deadlines::{Deadlines, Due};
 use self::keeping::Keeping;
 use self::link::{AgentLink, Closing, DashboardLink, Link, State};
+use self::subjects::Usage;
 use self::tenant::Tenant;
 use self::wires::Wires;
 use crate::hooks::{
@@ -254,6 +256,9 @@ impl Core {
                     match codec::decode_output(bytes, rules) {
                         Ok((header, data)) => {
                             link.invalid = 0;
+                            if self.is_flood(id, true) {
+                                return;
+                            }
                             let Self { wires, tenants, .. } = self;
                             if let Some(tenant) = tenants.get_mut(&tenant) {
                                 tenant.handle_output(wires, id, &agent, &header, &data);
@@ -292,14 +297,51 @@ impl Core {
             if matches!(link.state, State::Closed) {
                 return;
             }
+            let is_piece =
+                message.as_ref().is_ok_and(|envelope| envelope.message.as_output().is_some());
+            if message.is_ok() {
+                link.invalid = 0;
+            }
+            if self.is_flood(id, is_piece) {
+                return;
+            }
             match message {
-                Ok(envelope) => {
-                    link.invalid = 0;
-                    handle(self, envelope);
-                }
+                Ok(envelope) => handle(self, envelope),
                 Err(invalid) => self.invalid(id, frame, &invalid),
             }
         }
+    }
+
+    /// What whoever is at the other end has used up.
+    fn usage(&mut self, id: LinkId) -> Option<&mut Usage> {
+        match &self.wires.links.get(&id)?.state {
+            State::Agent(link) => {
+                let tenant = self.tenants.get_mut(&link.tenant)?;
+                Some(&mut tenant.agents.get_mut(&link.agent)?.usage)
+            }
+            State::Dashboard(link) => {
+                let tenant = self.tenants.get_mut(&link.tenant)?;
+                Some(&mut tenant.subjects.get_mut(&link.identity.subject)?.usage)
+            }
+            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => None,
+        }
+    }
+
+    /// Counts a message, or a piece of output. Whoever sends too many is
+    /// closed.
+    fn is_flood(&mut self, id: LinkId, is_piece: bool) -> bool {
+        let now = self.wires.now.monotonic;
+        let (pieces, messages) = (self.wires.limits.piece_rate, self.wires.limits.message_rate);
+        let Some(usage) = self.usage(id) else { return false };
+        let taken = if is_piece {
+            usage.pieces.take(pieces, now)
+        } else {
+            usage.messages.take(messages, now)
+        };
+        if taken.is_err() {
+            self.wires.close(id, subjects::flood());
+        }
+        taken.is_err()
     }
 
     /// Answers a message that could not be understood; too many in a row end
@@ -675,11 +717,19 @@ impl Core {
 
     fn refresh(&mut self, id: LinkId, role: Role, token: Secret) {
         let Some(link) = self.wires.links.get_mut(&id) else { return };
-        if link.refreshing {
-            let failed = RefreshFailed { message: "a refresh is under way".into() };
+        let why = if link.refreshing {
+            Some("a refresh is under way")
+        } else {
+            let (rate, now) = (self.wires.limits.refresh_rate, self.wires.now.monotonic);
+            let counted = self.usage(id).map(|usage| usage.refreshes.take(rate, now));
+            counted.is_some_and(|counted| counted.is_err()).then_some("too many refreshes")
+        };
+        if let Some(why) = why {
+            let failed = RefreshFailed { message: why.into() };
             self.wires.send(id, HubToDashboard::RefreshFailed(failed));
             return;
         }
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
         link.refreshing = true;
         let credentials = Credentials { role, token: Some(token) };
         self.wires.effects.push_back(Effect::Authenticate { link: id, credentials });
@@ -828,6 +878,11 @@ impl Core {
                 }
             }
             Due::Keep => self.handle_keep(),
+            Due::Subject(id, subject) => {
+                if let Some(tenant) = tenants.get_mut(&id) {
+                    tenant.forget_subject(&subject);
+                }
+            }
             Due::Dashboard(id, dashboard) => {
                 if let Some(tenant) = tenants.get_mut(&id) {
                     tenant.forget_dashboard(wires, &dashboard);

@@ -12,6 +12,7 @@ use super::dashboards::{Dashboard, Left};
 use super::link::LinkId;
 use super::rights::Departed;
 use super::streams::Stream;
+use super::subjects::Subject;
 use super::wires::Wires;
 
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Tenant {
     pub(super) streams: HashMap<StreamId, Stream>,
     pub(super) dashboards: HashMap<DashboardId, Dashboard>,
     pub(super) left: Left,
+    /// Those who the dashboards belong to.
+    pub(super) subjects: HashMap<String, Subject>,
     /// Who reads the terminals of a target.
     pub(super) interests: HashMap<Target, Vec<LinkId>>,
     /// The place of the next command in its queue.
@@ -49,6 +52,7 @@ impl Tenant {
             streams: HashMap::new(),
             dashboards: HashMap::new(),
             left: Left::default(),
+            subjects: HashMap::new(),
             interests: HashMap::new(),
             order: 0,
         }

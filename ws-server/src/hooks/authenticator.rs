@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use trunkline_protocol::ids::{AgentId, DashboardId, TenantId};
@@ -123,11 +124,15 @@ impl Authenticator for Anyone {
         credentials: &'a Credentials,
     ) -> BoxFuture<'a, Result<Identity, AuthError>> {
         // A subject of its own for each id: one dashboard cannot take over
-        // another's link by accident, and an agent's successor can.
+        // another's link by accident, and an agent's successor can. A space
+        // stands in no id.
         let subject = match &credentials.role {
             Role::Agent(agent) => agent.to_string(),
             Role::Dashboard(Some(dashboard)) => dashboard.to_string(),
-            Role::Dashboard(None) => String::new(),
+            Role::Dashboard(None) => {
+                static NEXT: AtomicU64 = AtomicU64::new(1);
+                format!("anonymous {}", NEXT.fetch_add(1, Ordering::Relaxed))
+            }
         };
         Box::pin(async move {
             let tenant =

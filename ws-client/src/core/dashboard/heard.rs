@@ -15,6 +15,8 @@ use trunkline_protocol::time::Now;
 
 use super::link::{Link, Up, bytes};
 use super::reading::RETURN_TIMEOUT;
+use crate::core::Class;
+
 use super::{Asked, DashboardCore, DashboardEvent, Missing, Output, RequestError};
 
 /// Input is not answered when all is well; when it is refused, this is how
@@ -59,7 +61,9 @@ impl DashboardCore {
             ..Rules::from(&defaults)
         };
         self.refresh.handle_link();
+        self.pace.handle_ack(ack.limits.rates);
         self.outbox.handle_link();
+        self.interrupts.handle_link();
         self.readers.handle_link();
         self.inputs.handle_link(ack.limits.input_bytes_ahead);
         self.roster.handle_link();
@@ -263,7 +267,7 @@ impl DashboardCore {
             self.consider_unannounced(now);
             return;
         }
-        let Some(asked) = self.outbox.handle_answer(&id) else { return };
+        let Some(asked) = self.take_asked(&id) else { return };
         if let Asked::Command { command, .. } = asked
             && self.roster().command(command).is_none()
         {
@@ -279,6 +283,9 @@ impl DashboardCore {
             tracing::warn!(%refusal, "the hub refused something without a name");
             return;
         };
+        if refusal.code == ErrorCode::RateLimited && self.handle_rate_limited(&id, &refusal, now) {
+            return;
+        }
         if let Link::Up(up) = &mut self.link
             && let Some(targets) = up.subscribing.remove(&id)
         {
@@ -298,9 +305,39 @@ impl DashboardCore {
         }
         if let Some(command) = input_command(&id) {
             self.handle_input_refused(command, refusal, now);
-        } else if self.outbox.handle_answer(&id).is_some() {
+        } else if self.take_asked(&id).is_some() {
             self.answer(id, Err(RequestError::Refused(refusal)));
         }
+    }
+
+    /// Others of the same subject have used up the rate: what was asked is
+    /// asked again in time. `false` for what has its own way back: input.
+    fn handle_rate_limited(&mut self, id: &RequestId, refusal: &Refusal, now: Now) -> bool {
+        let wait = Duration::from_millis(refusal.retry_after_ms.unwrap_or(1000));
+        let until = now.monotonic.saturating_add(wait);
+        if let Link::Up(up) = &mut self.link
+            && let Some(targets) = up.subscribing.remove(id)
+        {
+            self.pace.hold(Class::Requests, until);
+            for target in targets {
+                self.readers.change(target);
+            }
+        } else if self.interrupts.send_again(id) {
+            self.pace.hold(Class::Interrupts, until);
+        } else if self.outbox.send_again(id) {
+            self.pace.hold(Class::Requests, until);
+            // An interrupt may wait there, too, behind what it is about.
+            self.pace.hold(Class::Interrupts, until);
+        } else {
+            self.pace.hold(Class::Input, until);
+            return false;
+        }
+        true
+    }
+
+    /// A request is answered.
+    fn take_asked(&mut self, id: &RequestId) -> Option<Asked> {
+        self.outbox.handle_answer(id).or_else(|| self.interrupts.handle_answer(id))
     }
 
     fn handle_input_refused(&mut self, command: CommandId, refusal: Refusal, now: Now) {

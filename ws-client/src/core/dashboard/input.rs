@@ -137,6 +137,11 @@ impl Inputs {
         ends.filter_map(|typed| typed.paused_until).filter(|until| *until > now).min()
     }
 
+    /// Whether something may be sent now.
+    pub(super) fn has_something(&self, now: Duration) -> bool {
+        self.typed.iter().any(|typed| typed.1.unsent(now))
+    }
+
     /// The next piece to send, the commands in turn.
     pub(super) fn poll(&mut self, chunk_bytes_max: usize, now: Duration) -> Option<TerminalInput> {
         let unsent = |(_, typed): &(&CommandId, &Typed)| typed.unsent(now);

@@ -15,6 +15,7 @@ use trunkline_protocol::message::{
 use trunkline_protocol::time::Now;
 
 use super::{DashboardCore, encode};
+use crate::core::Class;
 use crate::core::outbox::Batching;
 
 #[derive(Debug)]
@@ -107,15 +108,18 @@ impl DashboardCore {
     pub(super) fn poll_up(&mut self, now: Now) -> Option<Frame> {
         let Link::Up(up) = &mut self.link else { return None };
         if let Some(message) = up.poll_control() {
+            self.pace.said_message(now.monotonic);
             return Some(say(None, message, now));
         }
         if let Some(token) = up.refresh.take() {
+            self.pace.said_message(now.monotonic);
             let id = self.mint_request(now);
             return Some(say(Some(&id), DashboardToHub::RefreshToken(RefreshToken { token }), now));
         }
         up.unsubscribe.append(&mut self.readers.take_unread());
         if !up.unsubscribe.is_empty() {
             let terminals = std::mem::take(&mut up.unsubscribe).into_iter().collect();
+            self.pace.said_message(now.monotonic);
             let id = self.mint_request(now);
             return Some(say(
                 Some(&id),
@@ -123,22 +127,54 @@ impl DashboardCore {
                 now,
             ));
         }
-        if let Some(frame) = self.poll_subscribe(now) {
+        let batching = up.batching;
+        let chunk_bytes_max = bytes(up.limits.chunk_bytes_max);
+        if let Some(frame) = self.poll_outbox(Class::Interrupts, batching, now) {
             return Some(frame);
         }
-        let Link::Up(up) = &mut self.link else { return None };
-        if !self.in_doubt
-            && let Some(frame) = self.outbox.poll(up.batching)
+        if self.pace.available(Class::Requests, now.monotonic) > 0
+            && let Some(frame) = self.poll_subscribe(now)
         {
+            self.pace.said(Class::Requests, 1, now.monotonic);
             return Some(frame);
         }
-        if let Some(input) = self.inputs.poll(bytes(up.limits.chunk_bytes_max), now.monotonic) {
+        if let Some(frame) = self.poll_outbox(Class::Requests, batching, now) {
+            return Some(frame);
+        }
+        if self.pace.available(Class::Input, now.monotonic) > 0
+            && let Some(input) = self.inputs.poll(chunk_bytes_max, now.monotonic)
+        {
+            self.pace.said(Class::Input, 1, now.monotonic);
             let id = super::heard::input_id(input.command, self.inputs_said);
             self.inputs_said += 1;
             return Some(say(Some(&id), DashboardToHub::Input(input), now));
         }
+        if self.pace.conflated_at(now.monotonic).is_some() {
+            return None;
+        }
         let (stream, offset) = self.readers.poll_shown()?;
+        self.pace.said_message(now.monotonic);
         Some(say(None, DashboardToHub::Shown(TerminalShown { stream, offset }), now))
+    }
+
+    /// What waits for its answer and was not said on this link, as far as the
+    /// rates allow.
+    fn poll_outbox(&mut self, class: Class, batching: Option<Batching>, now: Now) -> Option<Frame> {
+        let available = self.pace.available(class, now.monotonic);
+        if self.in_doubt || available == 0 {
+            return None;
+        }
+        let outbox = match class {
+            Class::Interrupts => &mut self.interrupts,
+            Class::Requests | Class::Input => &mut self.outbox,
+        };
+        let cap = |batching: Batching| Batching {
+            messages_max: batching.messages_max.min(available),
+            ..batching
+        };
+        let (frame, count) = outbox.poll(batching.map(cap))?;
+        self.pace.said(class, count, now.monotonic);
+        Some(frame)
     }
 
     /// All subscriptions that are to be made anew go together: the hub moves

@@ -624,6 +624,11 @@ impl Readers {
         None
     }
 
+    /// Whether subscriptions are to be made anew.
+    pub(super) fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
     /// Whether the hub is to hear of something.
     pub(super) fn has_something_to_say(&self) -> bool {
         !self.to_show.is_empty() || !self.changed.is_empty()

@@ -12,10 +12,10 @@ use trunkline_protocol::ids::{AgentId, CommandId, HubInstance, InstanceId, Queue
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     Accepted, AgentAbout, AgentChanged, AgentList, AgentReport, AgentState, Channel,
-    CommandChanged, CommandEnd, CommandRequest, CommandState, CommandStatus, ConnectionAck,
-    Direction as _, EmergencyStop, Feature, From, Gap, GapReason, Greeting, Heartbeat,
-    HeartbeatBeat, Lag, Peer, Presence, Priority, Run, Since, TerminalGap, TerminalInput,
-    TerminalInputTaken, TerminalOpened, TerminalOutput, TerminalSubscription,
+    CommandChanged, CommandEnd, CommandInterrupt, CommandRequest, CommandSpec, CommandState,
+    CommandStatus, ConnectionAck, Direction as _, EmergencyStop, Feature, From, Gap, GapReason,
+    Greeting, Heartbeat, HeartbeatBeat, Lag, Peer, Presence, Priority, Run, Since, TerminalGap,
+    TerminalInput, TerminalInputTaken, TerminalOpened, TerminalOutput, TerminalSubscription,
 };
 
 use super::*;
@@ -25,6 +25,7 @@ const D: CommandId = CommandId::from_u128(0xd);
 const S1: StreamId = StreamId::from_u128(1);
 const S2: StreamId = StreamId::from_u128(2);
 const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
 
 // ---- the link ---------------------------------------------------------------
 
@@ -62,7 +63,7 @@ fn nothing_is_said_before_the_ack() {
     w.greeting();
     assert_eq!(w.said(), []);
     w.ack(EPOCH);
-    assert_eq!(w.said_kinds(), ["subscribe", "system:emergency-stop"]);
+    assert_eq!(w.said_kinds(), ["system:emergency-stop", "subscribe"], "a stop goes first");
 }
 
 #[test]
@@ -125,12 +126,85 @@ fn a_refusal_reaches_the_caller_as_it_is() {
     let mut w = World::up();
     let id = w.request_stop();
     w.said();
-    let refusal = Refusal::new(ErrorCode::RateLimited, "slow down").reply_to(Some(id.clone()));
+    let refusal = Refusal::new(ErrorCode::LimitReached, "too many").reply_to(Some(id.clone()));
     let refusal = Refusal { retry_after_ms: Some(50), ..refusal };
     w.hear(HubToDashboard::Error(refusal.clone()));
     assert_eq!(w.answers(), [(id, Err(RequestError::Refused(refusal)))]);
     w.wait(SECOND);
     assert_eq!(w.said(), [], "nothing is tried again by itself");
+}
+
+#[test]
+fn what_was_asked_too_fast_is_asked_again_in_time() {
+    let mut w = World::up();
+    let id = w.request_command();
+    assert_eq!(w.said_ids(), std::slice::from_ref(&id));
+    let refuse = |w: &mut World| {
+        let refusal = Refusal::new(ErrorCode::RateLimited, "slow down").reply_to(Some(id.clone()));
+        w.hear(HubToDashboard::Error(Refusal { retry_after_ms: Some(700), ..refusal }));
+    };
+    for _ in 0..3 {
+        refuse(&mut w);
+        w.wait(699 * MS);
+        assert_eq!(w.said(), []);
+        w.wait(MS);
+        assert_eq!(w.said_ids(), std::slice::from_ref(&id), "the same request");
+    }
+    w.ok(&id, Accepted::default());
+    assert_eq!(w.answers(), [(id.clone(), Ok(None))], "and it is answered once");
+    refuse(&mut w);
+    w.wait(SECOND);
+    assert_eq!(w.said(), []);
+}
+
+#[test]
+fn it_keeps_to_the_rates_of_the_hub_across_links() {
+    let mut w = World::up();
+    for _ in 0..70 {
+        w.request_command();
+    }
+    assert_eq!(w.said().len(), 50, "a burst");
+    assert_eq!(w.said().len(), 0);
+    w.wait(SECOND);
+    assert_eq!(w.said().len(), 20, "what was earned");
+    w.lose();
+    w.connect(EPOCH);
+    assert_eq!(w.said().len(), 0, "a new link gives nothing back");
+    w.wait(50 * MS);
+    assert_eq!(w.said().len(), 1);
+    // The deadline says when to look again.
+    let deadline = w.core.deadline(w.now).unwrap();
+    assert_eq!(deadline, w.now.monotonic + 50 * MS);
+}
+
+#[test]
+fn an_interrupt_overtakes_requests_but_not_the_one_that_it_is_about() {
+    let mut w = World::up();
+    for _ in 0..50 {
+        w.request_command();
+    }
+    w.said();
+    let (waits, late) = (w.request_command(), w.request_of(CommandId::from_u128(7)));
+    let other = CommandInterrupt { command: C, attempt: None, grace_ms: None };
+    let own = CommandInterrupt { command: CommandId::from_u128(7), ..other.clone() };
+    let about_it = w.core.request(DashboardToHub::Interrupt(own), None, w.now).unwrap();
+    let at_once = w.core.request(DashboardToHub::Interrupt(other), None, w.now).unwrap();
+    assert_eq!(w.said_ids(), [at_once]);
+    w.wait(150 * MS);
+    assert_eq!(w.said_ids(), [waits, late, about_it]);
+}
+
+#[test]
+fn a_subscription_that_was_refused_for_now_is_made_again() {
+    let mut w = World::up();
+    w.core.read(Target::Command(C), Reading::default(), w.now);
+    let ids = w.said_ids();
+    let refusal = Refusal::new(ErrorCode::RateLimited, "slow down").reply_to(ids.first().cloned());
+    w.hear(HubToDashboard::Error(Refusal { retry_after_ms: Some(300), ..refusal }));
+    w.wait(299 * MS);
+    assert_eq!(w.said(), []);
+    w.wait(MS);
+    assert_eq!(w.said_kinds(), ["subscribe"]);
 }
 
 #[test]
@@ -826,6 +900,23 @@ impl World {
     fn at(&mut self) -> trunkline_protocol::message::RosterPosition {
         self.revision += 1;
         trunkline_protocol::message::RosterPosition { hub: self.hub, revision: self.revision }
+    }
+
+    fn request_command(&mut self) -> RequestId {
+        let command = self.core.mint_command(self.now);
+        self.request_of(command)
+    }
+
+    fn request_of(&mut self, command: CommandId) -> RequestId {
+        let request = CommandRequest {
+            command,
+            agent: agent(),
+            spec: CommandSpec::from(Run::Text("ls".into())),
+            priority: Priority::Normal,
+            deliver_within_ms: None,
+            retry: false,
+        };
+        self.core.request(DashboardToHub::Request(request), None, self.now).unwrap()
     }
 
     /// The whole roster.
