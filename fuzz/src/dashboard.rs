@@ -22,6 +22,7 @@ use trunkline_protocol::message::{
     QueueState, RefreshFailed, RefreshNeeded, RefreshSuccess, Refusal, RosterPosition, Secret,
     Subscription, Target, TerminalGap, TerminalInputTaken, TerminalOpened, TerminalOutput,
 };
+use trunkline_protocol::rate::Rate;
 
 use crate::names;
 use crate::plan::Plan;
