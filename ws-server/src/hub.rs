@@ -15,7 +15,7 @@ use trunkline_protocol::message::Secret;
 
 use crate::core::{Core, Setup};
 use crate::hooks::{
-    Anyone, Authenticator, CommandQueue, LogError, MemoryQueue, QueueError, StreamLog,
+    Anyone, Authenticator, CommandQueue, LogError, LogSink, MemoryQueue, QueueError, StreamLog,
 };
 use crate::shell::{Shared, run_link};
 use crate::transport::{self, MemoryLink};
@@ -65,6 +65,7 @@ pub struct HubBuilder {
     authenticator: Arc<dyn Authenticator>,
     queue: Arc<dyn CommandQueue>,
     stream_log: Option<Arc<dyn StreamLog>>,
+    log_sink: Option<Arc<dyn LogSink>>,
 }
 
 impl std::fmt::Debug for HubBuilder {
@@ -102,6 +103,15 @@ impl HubBuilder {
     #[must_use]
     pub fn stream_log(mut self, log: Arc<dyn StreamLog>) -> Self {
         self.stream_log = Some(log);
+        self
+    }
+
+    /// Where the log records go that agents and dashboards forward; without
+    /// one, none are taken. [`TracingLogSink`](crate::TracingLogSink) puts them
+    /// into the hub's own log.
+    #[must_use]
+    pub fn logs(mut self, sink: Arc<dyn LogSink>) -> Self {
+        self.log_sink = Some(sink);
         self
     }
 
@@ -147,6 +157,7 @@ impl HubBuilder {
             self.authenticator,
             self.queue,
             self.stream_log,
+            self.log_sink,
             limits.hook_timeout,
             limits.close_timeout,
         );
@@ -165,6 +176,7 @@ impl Hub {
             authenticator: Arc::new(Anyone),
             queue: Arc::new(MemoryQueue::new()),
             stream_log: None,
+            log_sink: None,
         }
     }
 

@@ -4,4 +4,5 @@
 pub mod agent;
 pub mod dashboard;
 pub mod dialing;
+pub mod logs;
 pub mod outbox;

@@ -10,6 +10,7 @@ use super::agents::Agent;
 use super::commands::Command;
 use super::dashboards::{Dashboard, Left};
 use super::link::LinkId;
+use super::logs::Logs;
 use super::streams::Stream;
 use super::wires::Wires;
 
@@ -25,6 +26,8 @@ pub(super) struct Tenant {
     pub(super) streams: HashMap<StreamId, Stream>,
     pub(super) dashboards: HashMap<DashboardId, Dashboard>,
     pub(super) left: Left,
+    /// The log records that its peers forward.
+    pub(super) logs: Logs,
     /// Who reads the terminals of a target.
     pub(super) interests: HashMap<Target, Vec<LinkId>>,
     /// The place of the next command in its queue.
@@ -42,6 +45,7 @@ impl Tenant {
             streams: HashMap::new(),
             dashboards: HashMap::new(),
             left: Left::default(),
+            logs: Logs::default(),
             interests: HashMap::new(),
             order: 0,
         }

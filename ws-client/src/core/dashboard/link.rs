@@ -137,8 +137,13 @@ impl DashboardCore {
             self.inputs_said += 1;
             return Some(say(Some(&id), DashboardToHub::Input(input), now));
         }
-        let (stream, offset) = self.readers.poll_shown()?;
-        Some(say(None, DashboardToHub::Shown(TerminalShown { stream, offset }), now))
+        if let Some((stream, offset)) = self.readers.poll_shown() {
+            let shown = DashboardToHub::Shown(TerminalShown { stream, offset });
+            return Some(say(None, shown, now));
+        }
+        let message_bytes_max = bytes(up.limits.message_bytes_max);
+        let (id, batch) = self.logs.as_mut()?.poll(message_bytes_max, now.monotonic)?;
+        Some(say(Some(&id), DashboardToHub::Log(batch), now))
     }
 
     /// All subscriptions that are to be made anew go together: the hub moves
