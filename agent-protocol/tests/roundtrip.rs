@@ -448,7 +448,7 @@ fn log() -> impl Strategy<Value = LogBatch> {
     (stream_id(), offset(), any::<bool>(), vec(record, 0..4)).prop_map(
         |(stream, offset, missing, records)| {
             let offset = offset.min(i64::MAX as u64 - 4);
-            let missing_from = (missing && offset > 0).then(|| offset / 2);
+            let missing_from = (missing && offset > 0).then_some(offset / 2);
             LogBatch { stream, missing_from, offset, records }
         },
     )

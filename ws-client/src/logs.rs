@@ -71,7 +71,7 @@ const TRANSPORTS: [&str; 7] =
     ["mio", "runtime", "rustls", "tokio", "tokio_rustls", "tokio_tungstenite", "tungstenite"];
 
 /// What is forwarded, and how much of it is kept.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// The least serious level that is forwarded. `INFO`.
     pub level: Level,
@@ -165,13 +165,14 @@ impl Inbox {
     }
 
     fn push(&self, record: LogRecord) {
+        let bytes = cost(&record);
         let mut waiting = self.waiting();
         if waiting.is_over {
             return;
         }
         let number = waiting.next;
         waiting.next += 1;
-        waiting.bytes += cost(&record);
+        waiting.bytes += bytes;
         waiting.records.push_back((number, record));
         while self.limits.is_beyond(waiting.records.len(), waiting.bytes) {
             let Some((_, oldest)) = waiting.records.pop_front() else { break };
@@ -378,16 +379,16 @@ impl Visit for Said {
 struct Cut {
     text: String,
     bytes_max: usize,
-    is_cut: bool,
+    is_full: bool,
 }
 
 impl Cut {
     fn new(bytes_max: usize) -> Self {
-        Self { text: String::new(), bytes_max, is_cut: false }
+        Self { text: String::new(), bytes_max, is_full: false }
     }
 
     fn finish(mut self) -> String {
-        if self.is_cut {
+        if self.is_full {
             let room = self.bytes_max.saturating_sub(MARK.len());
             self.text.truncate(self.text.floor_char_boundary(room));
             self.text.push_str(MARK);
@@ -398,11 +399,11 @@ impl Cut {
 
 impl fmt::Write for Cut {
     fn write_str(&mut self, more: &str) -> fmt::Result {
-        if !self.is_cut {
+        if !self.is_full {
             let room = self.bytes_max - self.text.len();
             let end = more.floor_char_boundary(room);
             self.text.push_str(&more[..end]);
-            self.is_cut = end < more.len();
+            self.is_full = end < more.len();
         }
         Ok(())
     }

@@ -201,6 +201,7 @@ impl LogTail {
         let id = refusal.in_reply_to.as_ref().map(RequestId::as_str);
         let own = id.is_some_and(|id| id.starts_with(&format!("log.{}.", self.stream)));
         if own {
+            tracing::debug!(target: "trunkline::client", code = %refusal.code, "the hub does not take log records now");
             self.standing = if refusal.recoverable {
                 let after = refusal.retry_after_ms.map_or(AGAIN, Duration::from_millis);
                 Standing::Patient(now.saturating_add(after.min(AGAIN_MAX)))

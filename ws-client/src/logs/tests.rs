@@ -34,8 +34,8 @@ fn what_is_less_serious_than_asked_for_is_left_out_here_and_not_for_others() {
     let (fine, fine_logs) = forward(Options { level: Level::DEBUG, ..Options::default() });
     let subscriber = tracing_subscriber::registry().with(coarse).with(fine);
     tracing::subscriber::with_default(subscriber, say);
-    assert_eq!(messages(&coarse_logs.take().into()), ["1"]);
-    assert_eq!(messages(&fine_logs.take().into()), ["1", "2", "3"]);
+    assert_eq!(messages(coarse_logs.take().make_contiguous()), ["1"]);
+    assert_eq!(messages(fine_logs.take().make_contiguous()), ["1", "2", "3"]);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_filter_of_targets_goes_with_it() {
         tracing::trace!(target: "app::db", "out");
         tracing::error!(target: "other", "out");
     });
-    assert_eq!(messages(&logs.take().into()), ["in"]);
+    assert_eq!(messages(logs.take().make_contiguous()), ["in"]);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn what_nobody_takes_is_bounded_and_the_numbers_tell() {
     assert_eq!(numbers, (990..1000).collect::<Vec<u64>>());
     let long = "x".repeat(8192);
     let records = heard(Options::default(), || {
-        (0..1000).for_each(|_| tracing::info!(target: "app", "{long}"))
+        (0..1000).for_each(|_| tracing::info!(target: "app", "{long}"));
     });
     let bytes: usize = records.iter().map(|(_, record)| cost(record)).sum();
     assert!((200 * 1024..=256 * 1024).contains(&bytes), "{bytes}");
@@ -157,6 +157,6 @@ fn heard(options: Options, say: impl FnOnce()) -> Vec<(u64, LogRecord)> {
     logs.take().into()
 }
 
-fn messages(records: &Vec<(u64, LogRecord)>) -> Vec<&str> {
+fn messages(records: &[(u64, LogRecord)]) -> Vec<&str> {
     records.iter().map(|(_, record)| &*record.message).collect()
 }
