@@ -179,7 +179,7 @@ impl LogTail {
     /// How far the hub is.
     pub fn handle_taken(&mut self, taken: &LogTaken, now: Duration) {
         self.now = now;
-        if taken.stream != self.stream || self.standing == Standing::Refused {
+        if taken.stream != self.stream {
             return;
         }
         let before = self.taken;
@@ -187,11 +187,12 @@ impl LogTail {
         while self.kept.front().is_some_and(|kept| kept.number < self.taken) {
             self.drop_first();
         }
-        self.standing = if self.taken > before {
-            Standing::Ready
-        } else {
+        self.standing = match self.standing {
+            // An answer to what was said on an earlier link.
+            Standing::Refused => Standing::Refused,
+            _ if self.taken > before => Standing::Ready,
             // It says nothing new: not to be asked again and again.
-            Standing::Patient(now.saturating_add(AGAIN))
+            _ => Standing::Patient(now.saturating_add(AGAIN)),
         };
     }
 
