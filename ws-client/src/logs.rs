@@ -21,7 +21,8 @@
 //! links and hubs that restart each comes once and in order; what there was no
 //! room for while the hub was away or slow, the hub is told by its numbers. A hub
 //! that takes no logs says so, and nothing more is sent on that link. What is not
-//! taken when the process ends is lost with it.
+//! taken when its agent or dashboard ends is lost with it, in order or not: an
+//! orderly stop does not wait for log records.
 //!
 //! Records of single targets are left out, or let through at other levels, by a
 //! filter on the layer: `layer.with_filter(targets)`, with a
