@@ -445,11 +445,17 @@ fn log() -> impl Strategy<Value = LogBatch> {
             fields,
         },
     );
-    (stream_id(), offset(), vec(record, 0..4)).prop_map(|(stream, offset, records)| LogBatch {
-        stream,
-        offset,
-        records,
-    })
+    (stream_id(), offset(), any::<bool>(), vec(record, 0..4)).prop_map(
+        |(stream, offset, missing, records)| {
+            let offset = offset.min(i64::MAX as u64 - 4);
+            let missing_from = (missing && offset > 0).then_some(offset / 2);
+            LogBatch { stream, missing_from, offset, records }
+        },
+    )
+}
+
+fn log_taken() -> impl Strategy<Value = LogTaken> {
+    (stream_id(), offset()).prop_map(|(stream, offset)| LogTaken { stream, offset })
 }
 
 fn beat() -> impl Strategy<Value = HeartbeatBeat> {
@@ -546,6 +552,7 @@ fn hub_to_agent() -> impl Strategy<Value = HubToAgent> {
             HubToAgent::Taken(TerminalTaken { stream, stored, allowed })
         }),
         action.prop_map(|action| HubToAgent::Control(AgentControl { action })),
+        log_taken().prop_map(HubToAgent::LogTaken),
         answer().prop_map(HubToAgent::Ok),
         refusal().prop_map(HubToAgent::Error),
         beat().prop_map(HubToAgent::Ping),
@@ -723,6 +730,7 @@ fn hub_to_dashboard() -> impl Strategy<Value = HubToDashboard> {
         output().prop_map(HubToDashboard::Output),
         gap().prop_map(HubToDashboard::Gap),
         input_taken().prop_map(HubToDashboard::InputTaken),
+        log_taken().prop_map(HubToDashboard::LogTaken),
         answer().prop_map(HubToDashboard::Ok),
         refusal().prop_map(HubToDashboard::Error),
         beat().prop_map(HubToDashboard::Ping),

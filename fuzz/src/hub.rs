@@ -345,6 +345,7 @@ impl Stage {
                     let before = self.keeping.replace(changes);
                     assert_eq!(before, None, "one batch at a time");
                 }
+                Effect::TakeLogs(_) => unreachable!("there is no log sink"),
             }
             effects += 1;
             assert!(effects < 100_000, "effects end");
@@ -546,6 +547,7 @@ impl Stage {
             10 => AgentToHub::RefreshToken(RefreshToken { token: Secret::new("t") }),
             11 => AgentToHub::Log(LogBatch {
                 stream: StreamId::from_u128(1),
+                missing_from: None,
                 offset: 0,
                 records: Vec::new(),
             }),
@@ -611,6 +613,7 @@ impl Stage {
             }
             9 => DashboardToHub::Log(LogBatch {
                 stream: StreamId::from_u128(1),
+                missing_from: None,
                 offset: 0,
                 records: Vec::new(),
             }),
@@ -884,7 +887,6 @@ fn is_request(message: &DashboardToHub) -> bool {
             | DashboardToHub::Interrupt(_)
             | DashboardToHub::EmergencyStop(_)
             | DashboardToHub::Resize(_)
-            | DashboardToHub::Log(_)
     )
 }
 

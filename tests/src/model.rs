@@ -556,6 +556,7 @@ impl Machine {
                 }
                 Effect::Forget(change) => self.queue.store(&change),
                 Effect::Keep(_) => unreachable!("there is no stream log"),
+                Effect::TakeLogs(_) => unreachable!("there is no log sink"),
             }
         }
         while let Some(id) = self.awake.pop_first() {

@@ -1037,6 +1037,7 @@ impl World {
                 }
                 Effect::Forget(change) => self.later(self.hook_delay, Event::Forget(change)),
                 Effect::Keep(changes) => self.later(self.hook_delay, Event::Keep(changes)),
+                Effect::TakeLogs(_) => unreachable!("there is no log sink"),
             }
         }
         happened

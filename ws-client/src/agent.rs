@@ -21,6 +21,8 @@ use crate::core::agent::{AgentCore, AgentOutput, AgentSetup, JournalRecord};
 use crate::core::dialing::{Backoff, ConnectionState, DialAction};
 use crate::handler::{CommandHandler, Execution, Output};
 use crate::journal::{Journal, JournalError};
+#[cfg(feature = "logs")]
+use crate::logs::{self, Logs};
 use crate::shell::{Driven, Shared, drive};
 use crate::tokens::{Call, TokenSource, Tokens};
 use crate::transport::{UrlError, WebSocket};
@@ -192,6 +194,8 @@ pub struct AgentBuilder {
     connector: Arc<dyn Connector>,
     tokens: Tokens,
     journal: Option<Arc<dyn Journal>>,
+    #[cfg(feature = "logs")]
+    logs: Option<Logs>,
 }
 
 impl std::fmt::Debug for AgentBuilder {
@@ -276,6 +280,16 @@ impl AgentBuilder {
         Ok(self)
     }
 
+    /// Forwards what a layer hears to the hub: see [`logs::forward`]. Records go
+    /// last of all that is sent. Feature `logs`.
+    #[cfg(feature = "logs")]
+    #[must_use]
+    pub fn logs(mut self, logs: Logs) -> Self {
+        self.setup.logs = Some(logs.tail());
+        self.logs = Some(logs);
+        self
+    }
+
     /// Starts the agent on the present runtime. It dials at once, and for
     /// ever.
     ///
@@ -304,6 +318,19 @@ impl AgentBuilder {
         let (done, finished) = watch::channel(false);
         let done = Done { done, shared: Arc::clone(&shared) };
         let renewed = Arc::clone(&shared);
+        #[cfg(feature = "logs")]
+        let forwarding = {
+            let shared = Arc::clone(&shared);
+            logs::feed(self.logs, move |records| {
+                shared.with(|core, now| {
+                    for (number, record) in records {
+                        core.agent.push_log(number, record, now);
+                    }
+                });
+            })
+        };
+        #[cfg(not(feature = "logs"))]
+        let forwarding = std::future::pending::<()>();
         let driver = drive(Arc::clone(&shared), self.connector, self.tokens.source.clone());
         let renewing = self.tokens.renew(refresh, move |token| {
             renewed.with(|core, now| core.agent.refresh(token, now));
@@ -315,6 +342,7 @@ impl AgentBuilder {
             tokio::select! {
                 () = driver => {}
                 () = renewing => {}
+                () = forwarding => {}
                 () = recording => {}
                 () = running => {}
             }
@@ -365,7 +393,14 @@ impl Agent {
     pub fn over(connector: impl Connector, name: &str) -> Result<AgentBuilder, SetupError> {
         let setup = AgentSetup::new(name.parse()?);
         let connector = Arc::new(connector);
-        Ok(AgentBuilder { setup, connector, tokens: Tokens::default(), journal: None })
+        Ok(AgentBuilder {
+            setup,
+            connector,
+            tokens: Tokens::default(),
+            journal: None,
+            #[cfg(feature = "logs")]
+            logs: None,
+        })
     }
 
     /// Who it is: the proposed name, or what the hub made of it.

@@ -34,6 +34,8 @@ use crate::core::dashboard::{
 };
 use crate::core::dialing::{Backoff, ConnectionState, DialAction};
 use crate::core::outbox::OutboxLimits;
+#[cfg(feature = "logs")]
+use crate::logs::{self, Logs};
 use crate::shell::{Driven, Shared, drive};
 use crate::tokens::{Call, TokenSource, Tokens};
 use crate::transport::WebSocket;
@@ -268,6 +270,8 @@ pub struct DashboardBuilder {
     setup: DashboardSetup,
     connector: Arc<dyn Connector>,
     tokens: Tokens,
+    #[cfg(feature = "logs")]
+    logs: Option<Logs>,
 }
 
 impl std::fmt::Debug for DashboardBuilder {
@@ -315,6 +319,16 @@ impl DashboardBuilder {
         self
     }
 
+    /// Forwards what a layer hears to the hub: see [`logs::forward`]. Records go
+    /// last of all that is sent. Feature `logs`.
+    #[cfg(feature = "logs")]
+    #[must_use]
+    pub fn logs(mut self, logs: Logs) -> Self {
+        self.setup.logs = Some(logs.tail());
+        self.logs = Some(logs);
+        self
+    }
+
     /// Starts the dashboard on the present runtime. It dials at once, and for
     /// ever.
     ///
@@ -345,6 +359,19 @@ impl DashboardBuilder {
         ));
         let (done, finished) = watch::channel(false);
         let renewed = Arc::clone(&shared);
+        #[cfg(feature = "logs")]
+        let forwarding = {
+            let shared = Arc::clone(&shared);
+            logs::feed(self.logs, move |records| {
+                shared.with(|core, now| {
+                    for (number, record) in records {
+                        core.pure.push_log(number, record, now);
+                    }
+                });
+            })
+        };
+        #[cfg(not(feature = "logs"))]
+        let forwarding = std::future::pending::<()>();
         let driver = drive(Arc::clone(&shared), self.connector, self.tokens.source.clone());
         let renewing = self.tokens.renew(refresh, move |token| {
             renewed.with(|core, _| core.pure.refresh(token));
@@ -353,6 +380,7 @@ impl DashboardBuilder {
             tokio::select! {
                 () = driver => {}
                 () = renewing => {}
+                () = forwarding => {}
             }
             done.send_replace(true);
         });
@@ -376,6 +404,8 @@ impl Dashboard {
             setup: DashboardSetup::default(),
             connector: Arc::new(connector),
             tokens: Tokens::default(),
+            #[cfg(feature = "logs")]
+            logs: None,
         }
     }
 

@@ -38,8 +38,8 @@
 //! ([`ConnectionState`]), and resume by position: no byte is lost or doubled
 //! as long as the hub's log or the agent's tail holds it, and what is lost is
 //! named. What runs a command is your [`CommandHandler`], or [`Programs`]; an
-//! agent that has a [`Journal`] runs no attempt twice, even when it crashes. The
-//! pure halves are in [`core`], for simulators and other runtimes.
+//! agent that has a [`Journal`] runs no attempt twice, even when it crashes. With
+//! the feature `logs` both forward what this process logs. The pure halves are in [`core`], for simulators and other runtimes.
 
 mod agent;
 pub mod connector;
@@ -47,6 +47,8 @@ pub mod core;
 mod dashboard;
 mod handler;
 pub mod journal;
+#[cfg(feature = "logs")]
+pub mod logs;
 mod shell;
 #[cfg(feature = "testing")]
 pub mod testing;

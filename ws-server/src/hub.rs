@@ -15,8 +15,8 @@ use trunkline_protocol::message::Secret;
 
 use crate::core::{Core, Setup};
 use crate::hooks::{
-    Anyone, Authenticator, CommandQueue, LogError, MemoryQueue, Policy, QueueError, StreamLog,
-    WholeTenant,
+    Anyone, Authenticator, CommandQueue, LogError, LogSink, MemoryQueue, Policy, QueueError,
+    StreamLog, WholeTenant,
 };
 use crate::shell::{Shared, run_link};
 use crate::transport::{self, MemoryLink};
@@ -67,6 +67,7 @@ pub struct HubBuilder {
     policy: Arc<dyn Policy>,
     queue: Arc<dyn CommandQueue>,
     stream_log: Option<Arc<dyn StreamLog>>,
+    log_sink: Option<Arc<dyn LogSink>>,
 }
 
 impl std::fmt::Debug for HubBuilder {
@@ -115,6 +116,15 @@ impl HubBuilder {
         self
     }
 
+    /// Where the log records go that agents and dashboards forward; without
+    /// one, none are taken. [`TracingLogSink`](crate::TracingLogSink) puts them
+    /// into the hub's own log.
+    #[must_use]
+    pub fn logs(mut self, sink: Arc<dyn LogSink>) -> Self {
+        self.log_sink = Some(sink);
+        self
+    }
+
     /// Loads the queue and the stream log, and starts the hub's timer on the
     /// present runtime.
     ///
@@ -158,6 +168,7 @@ impl HubBuilder {
             self.authenticator,
             self.queue,
             self.stream_log,
+            self.log_sink,
             limits.hook_timeout,
             limits.close_timeout,
         );
@@ -177,6 +188,7 @@ impl Hub {
             policy: Arc::new(WholeTenant),
             queue: Arc::new(MemoryQueue::new()),
             stream_log: None,
+            log_sink: None,
         }
     }
 

@@ -35,8 +35,9 @@ pub mod testing;
 mod transport;
 
 pub use hooks::{
-    Anyone, AuthError, Authenticator, CommandQueue, Credentials, Identity, LogError, MemoryQueue,
-    MemoryStreamLog, Permission, Policy, QueueError, Role, RolePolicy, StreamLog, TokenTable,
+    Anyone, AuthError, Authenticator, CommandQueue, Credentials, Identity, LogError, LogSink,
+    MemoryQueue, MemoryStreamLog, Permission, Policy, QueueError, Role, RolePolicy, StreamLog,
+    TokenTable, TracingLogSink,
 };
 pub use hub::{Hub, HubBuilder, StartError};
 pub use transport::{MemoryLink, Violation};

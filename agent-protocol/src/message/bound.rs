@@ -215,6 +215,67 @@ fn one_line<const MAX: usize>(line: &str) -> Cow<'_, str> {
     }
 }
 
+// ---- texts of a bounded length in bytes ---------------------------------------
+
+/// A text of at most `MAX` bytes.
+pub(super) fn bytes<'de, const MAX: usize, D: Deserializer<'de>>(
+    from: D,
+) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    check_bytes::<MAX, _>(&text)?;
+    Ok(text)
+}
+
+/// Writes a text, cut to `MAX` bytes where a character ends.
+pub(super) fn cut_bytes<const MAX: usize, S: Serializer>(
+    text: &str,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&text[..text.floor_char_boundary(MAX)])
+}
+
+/// At most `COUNT` texts of at most `MAX` bytes, by names of at most `NAME`.
+pub(super) fn details<
+    'de,
+    const COUNT: usize,
+    const NAME: usize,
+    const MAX: usize,
+    D: Deserializer<'de>,
+>(
+    from: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    let details: BTreeMap<String, String> = map::<COUNT, _, _, _>(from)?;
+    for (name, value) in &details {
+        if name.len() > NAME {
+            return Err(D::Error::custom(format_args!("a name has at most {NAME} bytes")));
+        }
+        check_bytes::<MAX, _>(value)?;
+    }
+    Ok(details)
+}
+
+/// Writes details, those that have a good name, with values cut to `MAX` bytes.
+pub(super) fn cut_details<
+    const COUNT: usize,
+    const NAME: usize,
+    const MAX: usize,
+    S: Serializer,
+>(
+    details: &BTreeMap<String, String>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    let named = details.iter().filter(|(name, _)| name.len() <= NAME);
+    let cut = |value: &'_ String| value.floor_char_boundary(MAX);
+    to.collect_map(named.take(COUNT).map(|(name, value)| (name, &value[..cut(value)])))
+}
+
+fn check_bytes<const MAX: usize, E: serde::de::Error>(text: &str) -> Result<(), E> {
+    if text.len() > MAX {
+        return Err(E::custom(format_args!("has at most {MAX} bytes")));
+    }
+    Ok(())
+}
+
 // ---- figures ------------------------------------------------------------
 
 /// Figures by name, at most `MAX`.

@@ -13,7 +13,8 @@
 //!                                             │ `terminal:taken`: go on from there
 //!                                             ▼
 //!                                  control, then input taken
-//!                                  and figures, then output
+//!                                  and figures, then output,
+//!                                  then log records
 //! ```
 
 mod commands;
@@ -41,7 +42,7 @@ use trunkline_protocol::liveness::{Due, Liveness};
 use trunkline_protocol::message::{
     AgentAbout, AgentConnect, AgentReport, AgentToHub, Channel, CommandSpec, ConnectionAck,
     ControlAction, Disconnect, Envelope, ErrorCode, Feature, HeartbeatBeat, HubToAgent, LinkLimits,
-    Peer, RefreshToken, Refusal, Secret,
+    LogRecord, Peer, RefreshToken, Refusal, Secret,
 };
 use trunkline_protocol::stream::Coalescing;
 use trunkline_protocol::time::Now;
@@ -53,6 +54,7 @@ use self::held::Held;
 use self::recording::Recording;
 use self::tail::Tail;
 use super::dialing::{Backoff, ConnectionState, DialAction, Dialing};
+use super::logs::LogTail;
 use super::{Pace, Refresh, RefreshWanted};
 
 /// Commands whose highest attempt is remembered after they are forgotten, by an
@@ -95,6 +97,8 @@ pub struct AgentSetup {
     /// What the journal remembers, if there is one. Nothing is then begun that
     /// it does not know of, and its instance is the agent's.
     pub journal: Option<Recovered>,
+    /// The log that it forwards, if it does.
+    pub logs: Option<LogTail>,
 }
 
 impl AgentSetup {
@@ -111,6 +115,7 @@ impl AgentSetup {
             backoff: Backoff::default(),
             can_renew_token: false,
             journal: None,
+            logs: None,
         }
     }
 }
@@ -189,6 +194,8 @@ pub struct AgentCore {
     fence_order: VecDeque<CommandId>,
     /// What is to be written down; `None` without a journal.
     recording: Option<Recording>,
+    /// The log that is forwarded; `None` for one that forwards none.
+    logs: Option<LogTail>,
     /// The latest figures, and whether the hub has yet to hear them.
     report: Option<AgentReport>,
     report_unsaid: bool,
@@ -209,7 +216,7 @@ impl AgentCore {
     pub fn new(mut setup: AgentSetup, seed: [u8; 32], now: Now) -> Self {
         let mut rng = StdRng::from_seed(seed);
         let minted = InstanceId::mint(now.wall_ms, rng.random());
-        let journal = setup.journal.take();
+        let (journal, logs) = (setup.journal.take(), setup.logs.take());
         let dialing = Dialing::new(setup.backoff, setup.can_renew_token, rng.random());
         let limits = Limits::default();
         // The hub is the agent's own choice: its messages may be larger than
@@ -232,6 +239,7 @@ impl AgentCore {
             fences: HashMap::new(),
             fence_order: VecDeque::new(),
             recording: journal.as_ref().map(|_| Recording::default()),
+            logs,
             report: None,
             report_unsaid: false,
             pace: Pace::default(),
@@ -323,6 +331,13 @@ impl AgentCore {
     pub fn report(&mut self, report: AgentReport) {
         self.report = Some(report);
         self.report_unsaid = true;
+    }
+
+    /// A record of its log: see [`LogTail::push`].
+    pub fn push_log(&mut self, number: u64, record: LogRecord, now: Now) {
+        if let Some(logs) = &mut self.logs {
+            logs.push(number, record, now.monotonic);
+        }
     }
 
     /// Whether the hub wants a new token: asked after every input. The answer
@@ -440,6 +455,9 @@ impl AgentCore {
         if let Some(recording) = &mut self.recording {
             recording.handle_timeout(now.monotonic);
         }
+        if let Some(logs) = &mut self.logs {
+            logs.handle_timeout(now.monotonic);
+        }
         if let Link::Up(up) = &mut self.link {
             match up.liveness.poll(now.monotonic) {
                 Due::Nothing => {}
@@ -471,7 +489,9 @@ impl AgentCore {
         });
         let journal = self.recording.as_ref().and_then(Recording::deadline);
         let conflating = self.conflating.filter(|_| is_up);
-        let others = [self.dialing.deadline(), link, stopping, self.forget_at, journal, conflating];
+        let logs = self.logs.as_ref().filter(|_| is_up).and_then(LogTail::deadline);
+        let others =
+            [self.dialing.deadline(), link, stopping, self.forget_at, journal, conflating, logs];
         others.into_iter().chain(commands).flatten().min()
     }
 
@@ -494,8 +514,8 @@ impl AgentCore {
     }
 
     /// The next frame for the link: control first, then how far input has
-    /// got and the latest figures, then output, streams taking turns. A close
-    /// is the last.
+    /// got and the latest figures, then output, streams taking turns, then log
+    /// records. A close is the last.
     pub fn poll_transmit(&mut self, now: Now) -> Option<Frame> {
         self.consider_stopped(now);
         let control = match &mut self.link {
@@ -504,12 +524,13 @@ impl AgentCore {
             Link::Greeting(greeting) => return greeting.take().map(|it| greeting::encode(*it)),
             Link::Up(up) => up.control.pop_front(),
         };
-        let frame = match control.or_else(|| self.poll_latest(now.monotonic)) {
+        let control = control.or_else(|| self.poll_latest(now.monotonic));
+        let frame = match control {
             Some(control) => {
                 self.pace.said_message(now.monotonic);
                 control
             }
-            None => self.poll_bulk(now.monotonic)?,
+            None => self.poll_bulk(now.monotonic).or_else(|| self.poll_logs(now.monotonic))?,
         };
         if let Link::Up(up) = &mut self.link {
             up.liveness.handle_said(now.monotonic);
@@ -551,6 +572,9 @@ impl AgentCore {
         self.pace.handle_ack(ack.limits.rates);
         self.dialing.handle_acked(now);
         self.report_unsaid = self.report.is_some();
+        if let Some(logs) = &mut self.logs {
+            logs.handle_link();
+        }
         self.tell_news(ack.limits.grant_bytes);
     }
 
@@ -577,7 +601,17 @@ impl AgentCore {
                     self.refuse(id, refusal.field("payload.action"));
                 }
             },
-            HubToAgent::Error(refusal) => self.handle_refusal(&refusal),
+            HubToAgent::LogTaken(taken) => {
+                if let Some(logs) = &mut self.logs {
+                    logs.handle_taken(&taken, now.monotonic);
+                }
+            }
+            HubToAgent::Error(refusal) => {
+                let logs = self.logs.as_mut();
+                if !logs.is_some_and(|logs| logs.handle_refused(&refusal, now.monotonic)) {
+                    self.handle_refusal(&refusal);
+                }
+            }
             HubToAgent::Ping(ping) => self.say(AgentToHub::Pong(ping)),
             HubToAgent::Pong(pong) => {
                 if let Link::Up(up) = &mut self.link {

@@ -14,7 +14,7 @@
 //!                                             │ in doubt? hold the outbox until the
 //!                                             │   snapshot says what was stored
 //!                                             ▼
-//!                                        outbox, input, shown
+//!                                        outbox, input, shown, log records
 //! ```
 //!
 //! *In doubt*: the hub's queue has another epoch than it had, so it may have
@@ -44,7 +44,7 @@ use trunkline_protocol::limits::Limits;
 use trunkline_protocol::liveness::Due;
 use trunkline_protocol::message::{
     Accepted, CommandRequest, DashboardToHub, Disconnect, Envelope, ErrorCode, HubToDashboard,
-    Refusal, Secret, Target, TerminalOpened,
+    LogRecord, Refusal, Secret, Target, TerminalOpened,
 };
 use trunkline_protocol::roster::{Roster, RosterEvent, RosterReader};
 use trunkline_protocol::time::Now;
@@ -55,6 +55,7 @@ use self::input::Inputs;
 use self::link::Link;
 use self::reading::Readers;
 use super::dialing::{Backoff, ConnectionState, DialAction, Dialing};
+use super::logs::LogTail;
 use super::outbox::{Outbox, OutboxLimits, Unanswered};
 use super::{Class, Pace, Refresh, RefreshWanted};
 
@@ -157,6 +158,8 @@ pub struct DashboardSetup {
     pub can_renew: bool,
     /// How much waits for an answer.
     pub outbox: OutboxLimits,
+    /// The log that it forwards, if it does.
+    pub logs: Option<LogTail>,
 }
 
 /// What there is to know of a request when it ends.
@@ -209,6 +212,8 @@ pub struct DashboardCore {
     outputs: VecDeque<Output>,
     inputs_said: u64,
     refresh: Refresh,
+    /// The log that is forwarded; `None` for one that forwards none.
+    logs: Option<LogTail>,
 }
 
 impl DashboardCore {
@@ -246,6 +251,7 @@ impl DashboardCore {
             outputs: VecDeque::new(),
             inputs_said: 0,
             refresh: Refresh::default(),
+            logs: setup.logs,
         }
     }
 
@@ -378,6 +384,13 @@ impl DashboardCore {
         }
     }
 
+    /// A record of its log: see [`LogTail::push`].
+    pub fn push_log(&mut self, number: u64, record: LogRecord, now: Now) {
+        if let Some(logs) = &mut self.logs {
+            logs.push(number, record, now.monotonic);
+        }
+    }
+
     /// Dials at once instead of waiting, if it waits.
     pub fn retry_now(&mut self, now: Now) {
         self.dialing.retry_now(now);
@@ -457,6 +470,9 @@ impl DashboardCore {
             self.answer(expired.id, Err(RequestError::TimedOut { sent }));
         }
         self.readers.handle_timeout(now.monotonic);
+        if let Some(logs) = &mut self.logs {
+            logs.handle_timeout(now.monotonic);
+        }
         let due = |missing: &Missing| missing.until.is_some_and(|until| until <= now.monotonic);
         let lost = self.missing.extract_if(.., |_, missing| due(missing));
         let lost: Vec<CommandId> = lost.map(|(command, _)| command).collect();
@@ -510,6 +526,7 @@ impl DashboardCore {
             consider(up.later.values().min().copied());
             consider(self.inputs.deadline(now.monotonic));
             consider(self.pace_deadline(now.monotonic));
+            consider(self.logs.as_ref().and_then(LogTail::deadline));
         }
         if let Link::Closing { until, .. } = &self.link {
             consider(Some(*until));
@@ -535,7 +552,8 @@ impl DashboardCore {
     }
 
     /// The next frame for the link, the urgent ones first: what keeps the
-    /// link alive, then subscriptions, requests, input, and what was shown.
+    /// link alive, then subscriptions, requests, input, what was shown, and log
+    /// records.
     pub fn poll_transmit(&mut self, now: Now) -> Option<Frame> {
         let frame = match &mut self.link {
             Link::None | Link::Greeting { said: true } => None,

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod dashboard;
 pub mod dialing;
+pub mod logs;
 pub mod outbox;
 mod pace;
 mod refresh;

@@ -114,7 +114,11 @@ async fn dial<C: Driven>(
         }
     };
     shared.quietly(|core, now| core.handle_dialed(token, now));
-    run(shared, link).await;
+    let life = run(shared, link);
+    // A record about the sending of records would be one more to send.
+    #[cfg(feature = "logs")]
+    let life = crate::logs::unheard(life);
+    life.await;
 }
 
 /// How a link ended.

@@ -208,11 +208,9 @@ impl Tenant {
                 let stopped = Some(self.stop_all(wires, &who, &stop));
                 Ok(Some(Accepted { stopped, ..Accepted::default() }))
             }
-            DashboardToHub::Log(_) => {
-                Err(Refusal::new(ErrorCode::Unsupported, "this hub takes no forwarded logs"))
-            }
             // These are about the link, and are handled where links are.
             DashboardToHub::Disconnect(_)
+            | DashboardToHub::Log(_)
             | DashboardToHub::Ping(_)
             | DashboardToHub::Pong(_)
             | DashboardToHub::RefreshToken(_)

@@ -9,8 +9,8 @@
 //!    [`handle_timeout`](Core::handle_timeout).
 //! 2. Take its [`Effect`]s until there are none. A hook's answer goes back
 //!    through [`handle_authenticated`](Core::handle_authenticated),
-//!    [`handle_stored`](Core::handle_stored) or
-//!    [`handle_kept`](Core::handle_kept), at any later time.
+//!    [`handle_stored`](Core::handle_stored), [`handle_kept`](Core::handle_kept)
+//!    or [`handle_logged`](Core::handle_logged), at any later time.
 //! 3. For each link named by [`Effect::Wake`], ask
 //!    [`transmit`](Core::transmit) for frames whenever the link can take some,
 //!    until it returns none. A [`Frame::Close`] is the last: when it is out,
@@ -24,6 +24,7 @@ mod dashboards;
 mod deadlines;
 mod keeping;
 mod link;
+mod logs;
 mod rights;
 mod streams;
 mod subjects;
@@ -56,7 +57,8 @@ use self::subjects::Usage;
 use self::tenant::Tenant;
 use self::wires::Wires;
 use crate::hooks::{
-    AuthError, Credentials, Identity, Policy, QueueError, Role, StoredCommand, StoredStream,
+    AuthError, Credentials, Identity, LogSender, Policy, QueueError, Role, StoredCommand,
+    StoredStream,
 };
 
 pub use self::link::LinkId;
@@ -108,6 +110,7 @@ impl Core {
                 closed: Vec::new(),
                 log_bytes: 0,
                 keeping: setup.streams.is_some().then(Keeping::default),
+                logging: None,
             },
             tenants: HashMap::new(),
             rng: StdRng::from_seed(setup.seed),
@@ -614,10 +617,9 @@ impl Core {
                 self.bound_logs();
             }
             AgentToHub::InputTaken(taken) => tenant.handle_input_taken(wires, agent, taken),
-            AgentToHub::Log(_) => {
-                let refusal =
-                    Refusal::new(ErrorCode::Unsupported, "this hub takes no forwarded logs");
-                wires.send(id, HubToAgent::Error(refusal.reply_to(envelope.id)));
+            AgentToHub::Log(batch) => {
+                let (tenant, sender) = (tenant.id.clone(), LogSender::Agent(agent.clone()));
+                self.handle_log(id, &tenant, sender, envelope.id, batch);
             }
             AgentToHub::Disconnect(_) => {
                 let agent = agent.clone();
@@ -657,6 +659,10 @@ impl Core {
             DashboardToHub::Error(refusal) => {
                 tracing::warn!(target: "trunkline::hub", link = id.0, code = %refusal.code, "dashboard refused");
             }
+            DashboardToHub::Log(batch) => {
+                let sender = LogSender::Dashboard(from.clone());
+                self.handle_log(id, tenant, sender, envelope.id, batch);
+            }
             DashboardToHub::Subscribe(_)
             | DashboardToHub::Unsubscribe(_)
             | DashboardToHub::Shown(_)
@@ -664,8 +670,7 @@ impl Core {
             | DashboardToHub::Interrupt(_)
             | DashboardToHub::Input(_)
             | DashboardToHub::Resize(_)
-            | DashboardToHub::EmergencyStop(_)
-            | DashboardToHub::Log(_) => {
+            | DashboardToHub::EmergencyStop(_) => {
                 let Self { wires, tenants, .. } = self;
                 if let Some(tenant) = tenants.get_mut(tenant) {
                     tenant.handle_dashboard_message(wires, id, from, envelope);

@@ -10,6 +10,7 @@ use super::agents::Agent;
 use super::commands::Command;
 use super::dashboards::{Dashboard, Left};
 use super::link::LinkId;
+use super::logs::Logs;
 use super::rights::Departed;
 use super::streams::Stream;
 use super::subjects::Subject;
@@ -33,6 +34,8 @@ pub(super) struct Tenant {
     pub(super) left: Left,
     /// Those who the dashboards belong to.
     pub(super) subjects: HashMap<String, Subject>,
+    /// The log records that its peers forward.
+    pub(super) logs: Logs,
     /// Who reads the terminals of a target.
     pub(super) interests: HashMap<Target, Vec<LinkId>>,
     /// The place of the next command in its queue.
@@ -53,6 +56,7 @@ impl Tenant {
             dashboards: HashMap::new(),
             left: Left::default(),
             subjects: HashMap::new(),
+            logs: Logs::default(),
             interests: HashMap::new(),
             order: 0,
         }

@@ -16,7 +16,8 @@ use trunkline_protocol::time::Now;
 use super::deadlines::{Deadlines, Due};
 use super::keeping::Keeping;
 use super::link::{Closing, DashboardLink, Link, LinkId, State};
-use crate::hooks::{Credentials, LogChange, Policy, QueueChange};
+use super::logs::Logging;
+use crate::hooks::{Credentials, ForwardedLogs, LogChange, Policy, QueueChange};
 
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +45,9 @@ pub enum Effect {
     /// Ask the stream log, then say [`Core::handle_kept`](super::Core::handle_kept).
     /// Another comes only after that.
     Keep(Vec<LogChange>),
+    /// Ask the log sink, then say [`Core::handle_logged`](super::Core::handle_logged).
+    /// Another for that sender comes only after that.
+    TakeLogs(Box<ForwardedLogs>),
 }
 
 #[derive(Debug)]
@@ -65,6 +69,8 @@ pub(super) struct Wires {
     pub(super) log_bytes: usize,
     /// How far the copies in the stream log are, if there is one.
     pub(super) keeping: Option<Keeping>,
+    /// What is on its way to the log sink, if there is one.
+    pub(super) logging: Option<Logging>,
 }
 
 impl Wires {

@@ -2,6 +2,7 @@
 //! when it is called and what it must keep.
 
 mod authenticator;
+mod log_sink;
 mod policy;
 mod queue;
 #[cfg(feature = "sqlite")]
@@ -14,6 +15,7 @@ use std::pin::Pin;
 pub use authenticator::{
     Anyone, AuthError, Authenticator, Credentials, Identity, Role, TokenTable,
 };
+pub use log_sink::{ForwardedLogs, LogSender, LogSink, LogSinkError, TracingLogSink};
 pub use policy::{
     AgentRef, Agents, Grant, GrantError, Permission, Policy, RolePolicy, WholeTenant,
 };

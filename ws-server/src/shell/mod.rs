@@ -9,9 +9,11 @@ mod link;
 mod wake_up;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use trunkline_protocol::ids::{CommandId, TenantId};
@@ -22,8 +24,8 @@ pub(crate) use self::link::run_link;
 use self::wake_up::WakeUp;
 use crate::core::{Core, Effect, LinkId};
 use crate::hooks::{
-    AuthError, Authenticator, CommandQueue, Credentials, LogChange, LogError, QueueChange,
-    QueueError, StreamLog,
+    AuthError, Authenticator, CommandQueue, Credentials, ForwardedLogs, LogChange, LogError,
+    LogSink, LogSinkError, QueueChange, QueueError, StreamLog,
 };
 
 /// What [`wake_up`] is made of.
@@ -43,6 +45,7 @@ pub(crate) struct Shared {
     authenticator: Arc<dyn Authenticator>,
     queue: Arc<dyn CommandQueue>,
     stream_log: Option<Arc<dyn StreamLog>>,
+    log_sink: Option<Arc<dyn LogSink>>,
     hook_timeout: Duration,
     pub(crate) close_timeout: Duration,
 }
@@ -65,6 +68,7 @@ enum Ask {
     Store(TenantId, CommandId, QueueChange),
     Forget(QueueChange),
     Keep(Vec<LogChange>),
+    TakeLogs(Box<ForwardedLogs>),
 }
 
 impl Shared {
@@ -73,11 +77,15 @@ impl Shared {
         authenticator: Arc<dyn Authenticator>,
         queue: Arc<dyn CommandQueue>,
         stream_log: Option<Arc<dyn StreamLog>>,
+        log_sink: Option<Arc<dyn LogSink>>,
         hook_timeout: Duration,
         close_timeout: Duration,
     ) -> Arc<Self> {
         let clock = Clock::start();
-        let core = core(clock.now());
+        let mut core = core(clock.now());
+        if log_sink.is_some() {
+            core.take_logs();
+        }
         Arc::new(Self {
             inside: Mutex::new(Inside {
                 core,
@@ -93,6 +101,7 @@ impl Shared {
             authenticator,
             queue,
             stream_log,
+            log_sink,
             hook_timeout,
             close_timeout,
         })
@@ -125,6 +134,7 @@ impl Shared {
                 }
                 Effect::Forget(change) => asks.push(Ask::Forget(change)),
                 Effect::Keep(changes) => asks.push(Ask::Keep(changes)),
+                Effect::TakeLogs(logs) => asks.push(Ask::TakeLogs(logs)),
             }
         }
         let deadline = inside.core.deadline();
@@ -177,6 +187,12 @@ impl Shared {
                     shared.input(|core, now| core.handle_kept(&kept, now));
                 });
             }
+            Ask::TakeLogs(logs) => {
+                tokio::spawn(async move {
+                    let taken = shared.take_logs(&logs, limit).await;
+                    shared.input(|core, now| core.handle_logged(&logs, &taken, now));
+                });
+            }
             Ask::Forget(change) => {
                 tokio::spawn(async move {
                     if let Err(error) = shared.store(&change, limit).await {
@@ -191,6 +207,18 @@ impl Shared {
         let Some(log) = &self.stream_log else { return Ok(()) };
         let slow = |_| Err(LogError("took too long".into()));
         tokio::time::timeout(limit, log.apply(changes)).await.unwrap_or_else(slow)
+    }
+
+    async fn take_logs(&self, logs: &ForwardedLogs, limit: Duration) -> Result<(), LogSinkError> {
+        let Some(sink) = &self.log_sink else { return Ok(()) };
+        // A sink that panics must not leave its sender waiting for ever. What it
+        // shares with other calls is its own to keep in order.
+        let taken = AssertUnwindSafe(async { sink.take(logs).await }).catch_unwind();
+        match tokio::time::timeout(limit, taken).await {
+            Ok(Ok(taken)) => taken,
+            Ok(Err(_)) => Err(LogSinkError("panicked".into())),
+            Err(_) => Err(LogSinkError("took too long".into())),
+        }
     }
 
     async fn store(&self, change: &QueueChange, limit: Duration) -> Result<(), QueueError> {

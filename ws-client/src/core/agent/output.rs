@@ -89,6 +89,14 @@ impl AgentCore {
         })
     }
 
+    /// The next records of its log.
+    pub(super) fn poll_logs(&mut self, now: Duration) -> Option<Frame> {
+        let Link::Up(up) = &self.link else { return None };
+        let message_bytes_max = usize::try_from(up.limits.message_bytes_max).unwrap_or(usize::MAX);
+        let (id, batch) = self.logs.as_mut()?.poll(message_bytes_max, now)?;
+        Some(codec::encode(&Envelope::request(id, AgentToHub::Log(batch))))
+    }
+
     /// The latest figures.
     pub(super) fn poll_report(&mut self) -> Option<Frame> {
         if !std::mem::take(&mut self.report_unsaid) {

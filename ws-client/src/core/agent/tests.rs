@@ -8,13 +8,14 @@ use trunkline_protocol::codec::binary::{OUTPUT_HEADER_BYTES, parse_output};
 use trunkline_protocol::ids::{DashboardId, HubInstance, QueueEpoch};
 use trunkline_protocol::message::{
     AgentControl, CommandAccepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt,
-    CommandInterrupting, CommandSettled, CommandStarted, CommandStatus, GapReason, Greeting,
-    Heartbeat, HeldCommand, InterruptStage, RefreshNeeded, Run, TerminalGap, TerminalInput,
-    TerminalInputTaken, TerminalResize, TerminalSize, TerminalTaken,
+    CommandInterrupting, CommandSettled, CommandStarted, CommandStatus, Direction, GapReason,
+    Greeting, Heartbeat, HeldCommand, InterruptStage, LogLevel, LogTaken, RefreshNeeded, Run,
+    TerminalGap, TerminalInput, TerminalInputTaken, TerminalResize, TerminalSize, TerminalTaken,
 };
 use trunkline_protocol::stream::Log;
 
 use super::*;
+use crate::core::logs::LogLimits;
 
 const KIB: u64 = 1024;
 const GRANT: u64 = 1024 * KIB;
@@ -1070,6 +1071,44 @@ fn interrupting(command: CommandId, stage: InterruptStage) -> AgentToHub {
 fn taken(command: CommandId, writer: &str, offset: u64, resend: bool) -> AgentToHub {
     let writer = writer.parse().unwrap();
     AgentToHub::InputTaken(TerminalInputTaken { command, writer, offset, resend })
+}
+
+#[test]
+fn log_records_go_after_all_else_and_on_a_new_link_from_what_was_taken() {
+    let logs = LogTail::new(StreamId::from_u128(9), LogLimits::default());
+    let (mut agent, mut hub) = connected_as(|setup| setup.logs = Some(logs));
+    let command = agent.run(&mut hub, 1);
+    agent.talk(&mut hub);
+    agent.core.push_log(0, log_record(), agent.now());
+    agent.type_out(command, 40_000);
+    agent.core.report(AgentReport::default());
+    hub.say(&mut agent, HubToAgent::Ping(HeartbeatBeat { n: 1 }));
+    agent.wait(10);
+    let heard = agent.talk(&mut hub);
+    let mut kinds: Vec<&str> = heard.iter().map(Direction::kind).collect();
+    kinds.dedup();
+    assert_eq!(kinds, ["heartbeat:pong", "agent:status", "terminal:output", "log:batch"]);
+    for offset in [0, 1] {
+        agent.cut();
+        agent.core.push_log(offset + 1, log_record(), agent.now());
+        agent.connect(&mut hub);
+        agent.wait(1_000);
+        let heard = agent.talk(&mut hub);
+        let Some(AgentToHub::Log(batch)) = heard.last() else { panic!("{heard:?}") };
+        assert_eq!((batch.offset, batch.end()), (offset, offset + 2));
+        let taken = LogTaken { stream: batch.stream, offset: offset + 1 };
+        hub.say(&mut agent, HubToAgent::LogTaken(taken));
+    }
+}
+
+fn log_record() -> LogRecord {
+    LogRecord {
+        ts_ms: 0,
+        level: LogLevel::Info,
+        target: "app".into(),
+        message: "x".into(),
+        fields: BTreeMap::new(),
+    }
 }
 
 fn connected() -> (Agent, Hub) {

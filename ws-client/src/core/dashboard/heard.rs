@@ -67,6 +67,9 @@ impl DashboardCore {
         self.readers.handle_link();
         self.inputs.handle_link(ack.limits.input_bytes_ahead);
         self.roster.handle_link();
+        if let Some(logs) = &mut self.logs {
+            logs.handle_link();
+        }
         if self.epoch.replace(ack.queue).is_some_and(|before| before != ack.queue) {
             self.in_doubt = true;
         }
@@ -154,6 +157,11 @@ impl DashboardCore {
             HubToDashboard::Output(output) => self.readers.handle_output(&output),
             HubToDashboard::Gap(gap) => self.readers.handle_gap(&gap),
             HubToDashboard::InputTaken(taken) => self.handle_input_taken(&taken),
+            HubToDashboard::LogTaken(taken) => {
+                if let Some(logs) = &mut self.logs {
+                    logs.handle_taken(&taken, now.monotonic);
+                }
+            }
             HubToDashboard::Ok(accepted) => self.handle_ok(accepted, now),
             HubToDashboard::Error(refusal) => self.handle_refusal(refusal, now),
             HubToDashboard::Ping(ping) => {
@@ -283,6 +291,10 @@ impl DashboardCore {
             tracing::warn!(%refusal, "the hub refused something without a name");
             return;
         };
+        let logs = self.logs.as_mut();
+        if logs.is_some_and(|logs| logs.handle_refused(&refusal, now.monotonic)) {
+            return;
+        }
         if refusal.code == ErrorCode::RateLimited && self.handle_rate_limited(&id, &refusal, now) {
             return;
         }

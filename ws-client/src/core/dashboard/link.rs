@@ -129,6 +129,7 @@ impl DashboardCore {
         }
         let batching = up.batching;
         let chunk_bytes_max = bytes(up.limits.chunk_bytes_max);
+        let message_bytes_max = bytes(up.limits.message_bytes_max);
         if let Some(frame) = self.poll_outbox(Class::Interrupts, batching, now) {
             return Some(frame);
         }
@@ -152,9 +153,14 @@ impl DashboardCore {
         if self.pace.conflated_at(now.monotonic).is_some() {
             return None;
         }
-        let (stream, offset) = self.readers.poll_shown()?;
+        if let Some((stream, offset)) = self.readers.poll_shown() {
+            self.pace.said_message(now.monotonic);
+            let shown = DashboardToHub::Shown(TerminalShown { stream, offset });
+            return Some(say(None, shown, now));
+        }
+        let (id, batch) = self.logs.as_mut()?.poll(message_bytes_max, now.monotonic)?;
         self.pace.said_message(now.monotonic);
-        Some(say(None, DashboardToHub::Shown(TerminalShown { stream, offset }), now))
+        Some(say(Some(&id), DashboardToHub::Log(batch), now))
     }
 
     /// What waits for its answer and was not said on this link, as far as the

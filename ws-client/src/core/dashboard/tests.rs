@@ -14,11 +14,13 @@ use trunkline_protocol::message::{
     Accepted, AgentAbout, AgentChanged, AgentList, AgentReport, AgentState, Channel,
     CommandChanged, CommandEnd, CommandInterrupt, CommandRequest, CommandSpec, CommandState,
     CommandStatus, ConnectionAck, Direction as _, EmergencyStop, Feature, From, Gap, GapReason,
-    Greeting, Heartbeat, HeartbeatBeat, Lag, Peer, Presence, Priority, Run, Since, TerminalGap,
-    TerminalInput, TerminalInputTaken, TerminalOpened, TerminalOutput, TerminalSubscription,
+    Greeting, Heartbeat, HeartbeatBeat, Lag, LogLevel, Peer, Presence, Priority, Run, Since,
+    TerminalGap, TerminalInput, TerminalInputTaken, TerminalOpened, TerminalOutput,
+    TerminalSubscription,
 };
 
 use super::*;
+use crate::core::logs::LogLimits;
 
 const C: CommandId = CommandId::from_u128(0xc);
 const D: CommandId = CommandId::from_u128(0xd);
@@ -223,6 +225,34 @@ fn a_request_too_long_for_the_hub_never_costs_the_link() {
     let request = command(C, &"x".repeat(1024 * 1024), false);
     let refused = w.core.request(request, None, w.now);
     assert!(matches!(refused, Err(RequestError::Refused(_))), "{refused:?}");
+}
+
+#[test]
+fn log_records_go_after_all_else_until_the_hub_takes_none() {
+    let mut w = World::up();
+    w.core.logs = Some(LogTail::new(StreamId::from_u128(9), LogLimits::default()));
+    let record = |message: &str| LogRecord {
+        ts_ms: 0,
+        level: LogLevel::Info,
+        target: "app".into(),
+        message: message.into(),
+        fields: BTreeMap::new(),
+    };
+    w.core.push_log(0, record("a"), w.now);
+    w.core.request(command(C, "make", false), None, w.now).unwrap();
+    w.core.input(C, &mut Bytes::from_static(b"y")).unwrap();
+    let mut said = Vec::new();
+    while let Some(frame) = w.core.poll_transmit(w.now) {
+        said.push(codec::decode::<DashboardToHub>(&frame, rules()).remove(0).unwrap());
+    }
+    let kinds: Vec<&str> = said.iter().map(|said| said.message.kind()).collect();
+    assert_eq!(kinds, ["command:request", "terminal:input", "log:batch"]);
+    let refusal = Refusal::new(ErrorCode::Unsupported, "");
+    w.hear(HubToDashboard::Error(refusal.reply_to(said.pop().unwrap().id)));
+    w.core.push_log(1, record("b"), w.now);
+    w.wait(Duration::from_secs(10));
+    let frame = w.core.poll_transmit(w.now);
+    assert!(frame.is_none(), "{frame:?}");
 }
 
 #[test]
