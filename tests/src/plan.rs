@@ -352,6 +352,14 @@ impl Draw<'_> {
                 self.slow_greetings(acts);
                 return;
             }
+            20 if self.has(Trouble::Cuts) => {
+                self.keys_over_a_cut(acts);
+                return;
+            }
+            21 if self.has(Trouble::Kills) => {
+                self.told_anew(acts);
+                return;
+            }
             _ => match self.trouble() {
                 Some(act) => act,
                 None => self.wait(),
@@ -375,6 +383,50 @@ impl Draw<'_> {
         for _ in 0..self.rng.random_range(2..5) {
             acts.push(Act::CutUnnoticed(peer));
             acts.push(Act::Wait(self.one(&[200, 600, 1_000, 1_500])));
+        }
+    }
+
+    /// Somebody types on while the agent comes back: some of the keys are lost
+    /// with the old link, the next may be there before those are sent again.
+    fn keys_over_a_cut(&mut self, acts: &mut Vec<Act>) {
+        let name = self.one(&[0, 0, 1]);
+        let script = "write:100 sleep:9000 exit:0".to_owned();
+        if let Act::Request(mut ask) = self.ask() {
+            (ask.name, ask.script, ask.run_for_ms) = (name, script, None);
+            acts.push(Act::Request(ask));
+        }
+        let asked = acts.iter().filter(|act| matches!(act, Act::Request(_))).count();
+        let Some(command) = asked.checked_sub(1) else { return };
+        acts.push(Act::Wait(self.one(&[200, 600])));
+        let agent = self.rng.random_range(0..self.names.len());
+        acts.push(Act::CutUnnoticed(Peer::Agent(agent)));
+        let pause = self.one(&[3, 7, 11, 40]);
+        for _ in 0..self.rng.random_range(10..40) {
+            acts.push(Act::Type { command, lines: 1 });
+            acts.push(Act::Wait(pause));
+        }
+    }
+
+    /// A hub dies and the next one learns of much output, and of its end, from
+    /// the agent, while its hooks are slow or fail.
+    fn told_anew(&mut self, acts: &mut Vec<Act>) {
+        if let Act::Request(mut ask) = self.ask() {
+            let bytes = self.rng.random_range(30_000..250_000);
+            ask.script = format!("write:{bytes} exit:1");
+            (ask.name, ask.run_for_ms) = (self.one(&[0, 0, 1]), None);
+            acts.push(Act::Request(ask));
+        }
+        acts.push(Act::Wait(self.one(&[200, 600, 1_500, 4_000])));
+        acts.push(if self.rng.random() {
+            Act::Hooks(self.one(&[400, 4_000]))
+        } else {
+            Act::Storage(self.storage())
+        });
+        for _ in 0..self.rng.random_range(1..3) {
+            acts.push(Act::KillHub);
+            acts.push(Act::Wait(self.one(&[10, 1_000, 6_000])));
+            acts.push(Act::StartHub(self.one(&[Memory::Kept, Memory::Lost])));
+            acts.push(Act::Wait(self.one(&[1_000, 3_000, 6_000])));
         }
     }
 
