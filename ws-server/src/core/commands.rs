@@ -16,7 +16,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, InstanceId, RequestId, StreamId};
+use trunkline_protocol::ids::{
+    AgentId, CommandId, DashboardId, InstanceId, RequestId, StreamId, TenantId,
+};
 use trunkline_protocol::message::{
     Accepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting,
     CommandRequest, CommandSettled, CommandStarted, CommandState, CommandStatus, EmergencyStop,
@@ -60,6 +62,8 @@ pub(super) struct Command {
     ending: Option<Ending>,
     /// The write to the queue that is under way.
     storing: Option<Storing>,
+    /// What the queue is yet to hear before anything else.
+    adopted: Option<Adopted>,
     /// Requests to answer once it is stored.
     waiting: Vec<(DashboardId, Option<RequestId>)>,
     /// What an agent that returned over some link says of it, to be looked at
@@ -87,6 +91,16 @@ enum Storing {
     Adopt,
     Lease,
     Settle,
+}
+
+/// What an agent told of a command that the queue did not know: it could not
+/// keep how that ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Adopted {
+    /// All of it.
+    Whole,
+    /// That an attempt of it is under way.
+    Lease,
 }
 
 #[derive(Debug)]
@@ -151,7 +165,7 @@ impl Command {
         }
     }
 
-    fn stored(&self, tenant: &trunkline_protocol::ids::TenantId) -> StoredCommand {
+    fn stored(&self, tenant: &TenantId) -> StoredCommand {
         StoredCommand {
             tenant: tenant.clone(),
             request: self.request.clone(),
@@ -168,6 +182,25 @@ impl Command {
             ended_at_ms: None,
             end: None,
         }
+    }
+
+    fn adoption(&self, tenant: &TenantId, adopted: Adopted) -> QueueChange {
+        match (adopted, self.instance) {
+            (Adopted::Lease, Some(instance)) => QueueChange::Leased {
+                tenant: tenant.clone(),
+                command: self.request.command,
+                attempt: self.attempt,
+                instance,
+            },
+            (Adopted::Whole | Adopted::Lease, _) => {
+                QueueChange::Accepted(Box::new(self.stored(tenant)))
+            }
+        }
+    }
+
+    /// The queue has been told everything, and has answered.
+    fn is_stored(&self) -> bool {
+        self.storing.is_none() && self.adopted.is_none()
     }
 
     /// Notes that the stream is the output of an attempt, if it may be: an
@@ -281,6 +314,7 @@ impl Tenant {
             interrupt: None,
             ending: None,
             storing: Some(Storing::Accept),
+            adopted: None,
             waiting: vec![(from.clone(), id)],
             claim: None,
             writers: BTreeMap::new(),
@@ -380,7 +414,7 @@ impl Tenant {
             // Of one command one change at a time is stored: one that is being
             // stored as it was comes when that is done.
             let commands = &self.commands;
-            let is_free = |id: &CommandId| commands.get(id).is_none_or(|c| c.storing.is_none());
+            let is_free = |id: &CommandId| commands.get(id).is_none_or(Command::is_stored);
             let next = agent.queue.iter().find(|(_, id)| is_free(id));
             let Some((key, next)) = next.map(|(key, id)| (*key, *id)) else { break };
             agent.queue.remove(&key);
@@ -467,10 +501,14 @@ impl Tenant {
                     self.answer_error(wires, &dashboard, request, refusal);
                 }
             }
-            (Storing::Adopt, _) => {
+            (Storing::Adopt, true) => {
+                command.adopted = None;
                 let agent = command.request.agent.clone();
                 self.advance(wires, id);
                 self.dispatch(wires, &agent);
+            }
+            (Storing::Adopt | Storing::Settle, false) => {
+                wires.in_time(Due::Store(self.id.clone(), id), STORE_RETRY);
             }
             (Storing::Lease, true) => self.leased(wires, id),
             (Storing::Lease, false) => {
@@ -484,9 +522,6 @@ impl Tenant {
                 self.hear_claim(wires, id);
             }
             (Storing::Settle, true) => self.settled(wires, id),
-            (Storing::Settle, false) => {
-                wires.in_time(Due::Store(self.id.clone(), id), STORE_RETRY);
-            }
         }
     }
 
@@ -496,17 +531,23 @@ impl Tenant {
         if command.storing.is_some() || command.stage == Stage::Final {
             return;
         }
-        let Some(ending) = command.ending.clone() else { return };
-        command.storing = Some(Storing::Settle);
-        let change = QueueChange::Settled {
-            tenant: self.id.clone(),
-            command: id,
-            attempt: command.attempt,
-            status: ending.status,
-            ended_at_ms: ending.at_ms,
-            stream: command.stream(),
-            end: ending.end,
+        let (storing, change) = if let Some(adopted) = command.adopted {
+            (Storing::Adopt, command.adoption(&self.id, adopted))
+        } else if let Some(ending) = command.ending.clone() {
+            let settled = QueueChange::Settled {
+                tenant: self.id.clone(),
+                command: id,
+                attempt: command.attempt,
+                status: ending.status,
+                ended_at_ms: ending.at_ms,
+                stream: command.stream(),
+                end: ending.end,
+            };
+            (Storing::Settle, settled)
+        } else {
+            return;
         };
+        command.storing = Some(storing);
         self.store(wires, id, change);
     }
 
@@ -804,16 +845,14 @@ impl Tenant {
                 command.stage = Stage::Dispatched;
                 command.attempt = held.attempt;
                 command.instance = Some(instance);
-                command.storing = Some(Storing::Adopt);
+                // A hub that is started again must not think that it waits.
+                command.adopted = Some(Adopted::Lease);
                 wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
                 if let Some(agent) = self.agents.get_mut(agent) {
                     agent.queue.remove(&key);
                     agent.held.insert(id);
                 }
-                // A hub that is started again must not think that it waits.
-                let (tenant, attempt) = (self.id.clone(), held.attempt);
-                let leased = QueueChange::Leased { tenant, command: id, attempt, instance };
-                self.store(wires, id, leased);
+                self.advance(wires, id);
                 self.publish_queue(wires, agent);
             }
             Stage::Dispatched | Stage::Running => {
@@ -898,16 +937,16 @@ impl Tenant {
             deliver_by: Duration::MAX,
             interrupt: None,
             ending: None,
-            storing: Some(Storing::Adopt),
+            storing: None,
+            adopted: Some(Adopted::Whole),
             waiting: Vec::new(),
             claim: None,
             writers: BTreeMap::new(),
             size: None,
             request,
         };
-        let change = QueueChange::Accepted(Box::new(command.stored(&self.id)));
-        self.store(wires, held.command, change);
         self.commands.insert(held.command, command);
+        self.advance(wires, held.command);
         if let Some(agent) = self.agents.get_mut(agent) {
             if held.status.is_final() {
                 agent.relearnt.insert(held.command);
@@ -1036,6 +1075,7 @@ impl Tenant {
             interrupt: None,
             ending,
             storing: None,
+            adopted: None,
             waiting: Vec::new(),
             claim: None,
             writers: BTreeMap::new(),
