@@ -376,7 +376,8 @@ impl Drop for Done {
 }
 
 impl Agent {
-    /// An agent called `name` that dials a hub at `ws://host:port`.
+    /// An agent called `name` that dials a hub at `ws://host:port`, or
+    /// `wss://host:port` with the feature `tls`: see [`WebSocket`].
     ///
     /// # Errors
     ///

@@ -35,6 +35,13 @@ pub type BoxLink = Pin<Box<dyn FrameLink>>;
 pub trait Connector: Send + Sync + 'static {
     /// Makes one link.
     fn dial(&self) -> BoxFuture<'_, io::Result<BoxLink>>;
+
+    /// Whether others on the way can read what crosses its links. A client that
+    /// is to send a token over such links warns of it once. `false` unless the
+    /// connector knows better.
+    fn is_exposed(&self) -> bool {
+        false
+    }
 }
 
 impl<F, Fut, L> Connector for F

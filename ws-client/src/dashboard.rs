@@ -389,7 +389,8 @@ impl DashboardBuilder {
 }
 
 impl Dashboard {
-    /// A dashboard that dials a hub at `ws://host:port`.
+    /// A dashboard that dials a hub at `ws://host:port`, or
+    /// `wss://host:port` with the feature `tls`: see [`WebSocket`].
     ///
     /// # Errors
     ///

@@ -38,8 +38,17 @@
 //! ([`ConnectionState`]), and resume by position: no byte is lost or doubled
 //! as long as the hub's log or the agent's tail holds it, and what is lost is
 //! named. What runs a command is your [`CommandHandler`], or [`Programs`]; an
-//! agent that has a [`Journal`] runs no attempt twice, even when it crashes. With
-//! the feature `logs` both forward what this process logs. The pure halves are in [`core`], for simulators and other runtimes.
+//! agent that has a [`Journal`] runs no attempt twice, even when it crashes. The
+//! pure halves are in [`core`], for simulators and other runtimes.
+//!
+//! # Features
+//!
+//! | feature | |
+//! |---|---|
+//! | `programs` (default) | `Programs`: real programs, in a pseudo-terminal or with pipes. Unix only |
+//! | `tls` | `wss://` URLs: see [`WebSocket`] |
+//! | `logs` | both forward what this process logs |
+//! | `testing` | agents that follow scripts, viewers, and what a journal must keep |
 
 mod agent;
 pub mod connector;
@@ -72,5 +81,9 @@ pub use journal::{FileJournal, Journal};
 #[cfg(all(unix, feature = "programs"))]
 pub use programs::Programs;
 pub use tokens::TokenSource;
+#[cfg(feature = "tls")]
+pub use tokio_rustls::rustls;
+#[cfg(feature = "tls")]
+pub use transport::{TlsError, TrustError};
 pub use transport::{UrlError, WebSocket};
 pub use trunkline_protocol as protocol;

@@ -31,6 +31,13 @@ pub(crate) async fn drive<C: Driven>(
     connector: Arc<dyn Connector>,
     tokens: Option<Arc<dyn TokenSource>>,
 ) {
+    if tokens.is_some() && connector.is_exposed() {
+        tracing::warn!(
+            target: "trunkline::client",
+            "THE TOKEN CAN BE READ ON THE WAY to the hub, which is on another machine and has no \
+             TLS: use a wss:// URL"
+        );
+    }
     loop {
         match next_action(&shared).await {
             Some(DialAction::Dial { token_refused }) => {

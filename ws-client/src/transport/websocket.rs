@@ -1,12 +1,16 @@
-//! WebSocket (RFC 6455) on `tokio-tungstenite`.
+//! WebSocket (RFC 6455) on `tokio-tungstenite`, over TCP or over TLS.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+#[cfg(feature = "tls")]
+use tokio_rustls::rustls::ClientConfig;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -18,6 +22,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketCon
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
 
+#[cfg(feature = "tls")]
+use super::tls::{Tls, TrustError};
 use crate::connector::{BoxFuture, BoxLink, Connector};
 
 const SUBPROTOCOL: &str = "trunkline.v1";
@@ -34,35 +40,127 @@ const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Why a text is not the URL of a hub.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UrlError {
     /// Not a URL with a host.
-    #[error("not a URL of the form ws://host:port/path")]
+    #[error("not a URL of the form ws://host:port/path or wss://host:port/path")]
     Syntax,
-    /// Another scheme than `ws`.
-    #[error("only ws:// is spoken here; put wss:// behind a proxy on this machine")]
+    /// Another scheme than `ws` and `wss`.
+    #[error("only ws:// and wss:// are spoken here")]
     Scheme,
+    /// `wss`, in a program that was built without the feature `tls`.
+    #[error("wss:// takes the feature `tls` of trunkline-client, without which this was built")]
+    NoTls,
+    /// `wss`, with a host that no certificate can be for.
+    #[error("not a host name or an address, as a certificate has it")]
+    Host,
 }
 
-/// Dials a hub's WebSocket at `ws://host[:port][/path]`.
+/// Dials a hub's WebSocket at `ws://host[:port][/path]`, or, with the feature
+/// `tls`, at `wss://host[:port][/path]`.
+///
+/// # TLS
+///
+/// ```no_run
+/// # #[cfg(feature = "tls")]
+/// # fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// use trunkline_client::{Agent, Programs, WebSocket};
+///
+/// // A hub with a certificate from a public authority:
+/// let agent = Agent::builder("wss://hub.example", "build-1")?;
+/// // One with a certificate from your own:
+/// let hub = WebSocket::new("wss://hub.internal:7443")?.roots_pem(&std::fs::read("ca.pem")?)?;
+/// let agent = Agent::over(hub, "build-1")?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// TLS 1.2 and 1.3, by rustls on aws-lc-rs, whatever else the process has chosen
+/// for itself. The certificate must be for the host of the URL, a name or an
+/// address, and be signed by one of the platform's root certificates, or of
+/// those given to `roots_pem`. They are read when the first link is made,
+/// and again for each further one as long as there are none; where, on Unix,
+/// `SSL_CERT_FILE` and `SSL_CERT_DIR` can say. Certificates are not looked up on
+/// lists of revoked ones.
+///
+/// A dial succeeds only when the certificate was verified, and no token is sent
+/// before it was. If it fails, its error has a `TlsError` inside, and agents and dashboards dial again later: a certificate may be
+/// mended. They never go on without TLS.
+///
+/// # Without TLS
+///
+/// `ws://` is for one machine, and for networks where somebody else takes care:
+/// whoever is on the way can read the token and act by it. A client that is to
+/// send a token over `ws://` to another host than `localhost` or a loopback
+/// address does so, and warns of it once in its log.
 #[derive(Debug, Clone)]
 pub struct WebSocket {
     uri: Uri,
     address: String,
+    is_exposed: bool,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
     message_bytes_max: usize,
 }
 
 impl WebSocket {
-    /// A connector for this URL. The port is 80 unless it says otherwise.
+    /// A connector for this URL. The port is 80, or 443 for `wss://`, unless it
+    /// says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When it is no such URL, or `wss://` without the feature `tls`.
     pub fn new(url: &str) -> Result<Self, UrlError> {
         let uri: Uri = url.parse().map_err(|_| UrlError::Syntax)?;
-        match uri.scheme_str() {
-            Some("ws") => {}
+        let is_tls = match uri.scheme_str() {
+            Some("ws") => false,
+            Some("wss") => true,
             Some(_) => return Err(UrlError::Scheme),
             None => return Err(UrlError::Syntax),
-        }
+        };
         let host = uri.host().filter(|host| !host.is_empty()).ok_or(UrlError::Syntax)?;
-        let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
-        Ok(Self { uri, address, message_bytes_max: MESSAGE_BYTES_MAX })
+        #[cfg(not(feature = "tls"))]
+        if is_tls {
+            return Err(UrlError::NoTls);
+        }
+        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        Ok(Self {
+            address: format!("{host}:{port}"),
+            is_exposed: !is_tls && !is_loopback(host),
+            #[cfg(feature = "tls")]
+            tls: if is_tls { Some(Tls::with(host)?) } else { None },
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            uri,
+        })
+    }
+
+    /// Trusts the certificates in this PEM text, and whatever they have signed,
+    /// instead of the platform's. Feature `tls`.
+    ///
+    /// # Errors
+    ///
+    /// When there are none in it, when one of them cannot be a root, and when
+    /// the URL is `ws://`, where this would protect nothing.
+    #[cfg(feature = "tls")]
+    pub fn roots_pem(mut self, pem: &[u8]) -> Result<Self, TrustError> {
+        self.tls.as_mut().ok_or(TrustError::Plain)?.trust_pem(pem)?;
+        Ok(self)
+    }
+
+    /// Speaks TLS by a configuration of your own: with a certificate of the
+    /// client's, say, or with another provider of cryptography. Only its
+    /// protocols (ALPN) are replaced, by `http/1.1`. What it verifies, and
+    /// whether, is up to you. Feature `tls`.
+    ///
+    /// The type is from [`trunkline_client::rustls`](crate::rustls).
+    ///
+    /// # Errors
+    ///
+    /// When the URL is `ws://`, where this would protect nothing.
+    #[cfg(feature = "tls")]
+    pub fn tls_config(mut self, config: &ClientConfig) -> Result<Self, TrustError> {
+        self.tls.as_mut().ok_or(TrustError::Plain)?.trust_config(config);
+        Ok(self)
     }
 
     /// The longest message taken from a hub, and the most that one may make
@@ -81,31 +179,57 @@ impl WebSocket {
     }
 }
 
+impl WebSocket {
+    /// Upgrades a connection to a link.
+    async fn upgrade<S>(&self, socket: S) -> io::Result<BoxLink>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut config = WebSocketConfig::default();
+        config.read_buffer_size = READ_BUFFER_BYTES;
+        config.write_buffer_size = WRITE_BUFFER_BYTES;
+        config.max_write_buffer_size = WRITE_BUFFER_BYTES.saturating_add(self.message_bytes_max);
+        config.max_message_size = Some(self.message_bytes_max);
+        config.max_frame_size = Some(self.message_bytes_max);
+        // A hub that does not name the subprotocol is none: the library
+        // refuses its answer.
+        let (socket, _) =
+            tokio_tungstenite::client_async_with_config(self.request()?, socket, Some(config))
+                .await
+                .map_err(sort)?;
+        Ok(Box::pin(WebSocketLink { socket }))
+    }
+}
+
 impl Connector for WebSocket {
     fn dial(&self) -> BoxFuture<'_, io::Result<BoxLink>> {
         Box::pin(async move {
             let socket = TcpStream::connect(&self.address).await?;
             socket.set_nodelay(true)?;
-            let mut config = WebSocketConfig::default();
-            config.read_buffer_size = READ_BUFFER_BYTES;
-            config.write_buffer_size = WRITE_BUFFER_BYTES;
-            config.max_write_buffer_size =
-                WRITE_BUFFER_BYTES.saturating_add(self.message_bytes_max);
-            config.max_message_size = Some(self.message_bytes_max);
-            config.max_frame_size = Some(self.message_bytes_max);
-            // A hub that does not name the subprotocol is none: the library
-            // refuses its answer.
-            let (socket, _) =
-                tokio_tungstenite::client_async_with_config(self.request()?, socket, Some(config))
-                    .await
-                    .map_err(sort)?;
-            Ok(Box::pin(WebSocketLink { socket }) as BoxLink)
+            #[cfg(feature = "tls")]
+            if let Some(tls) = &self.tls {
+                return self.upgrade(tls.connect(socket).await?).await;
+            }
+            self.upgrade(socket).await
         })
+    }
+
+    fn is_exposed(&self) -> bool {
+        self.is_exposed
     }
 }
 
-struct WebSocketLink {
-    socket: WebSocketStream<TcpStream>,
+/// Whether what goes to this host of a URL stays on this machine.
+fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match address.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => host.eq_ignore_ascii_case("localhost"),
+    }
+}
+
+struct WebSocketLink<S> {
+    socket: WebSocketStream<S>,
 }
 
 fn sort(error: WsError) -> io::Error {
@@ -118,7 +242,7 @@ fn sort(error: WsError) -> io::Error {
     }
 }
 
-impl Stream for WebSocketLink {
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for WebSocketLink<S> {
     type Item = io::Result<Frame>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -146,7 +270,7 @@ impl Stream for WebSocketLink {
     }
 }
 
-impl Sink<Frame> for WebSocketLink {
+impl<S: AsyncRead + AsyncWrite + Unpin> Sink<Frame> for WebSocketLink<S> {
     type Error = io::Error;
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -187,12 +311,57 @@ mod tests {
         for (url, expected) in [
             ("ws://127.0.0.1:7070", None),
             ("ws://[::1]:7070/hub", None),
-            ("wss://hub.example", Some(UrlError::Scheme)),
             ("http://hub.example", Some(UrlError::Scheme)),
             ("127.0.0.1:7070", Some(UrlError::Syntax)),
             ("", Some(UrlError::Syntax)),
         ] {
             assert_eq!(WebSocket::new(url).err(), expected, "{url}");
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn without_the_feature_an_error_names_it() {
+        let error = WebSocket::new("wss://hub.example").unwrap_err();
+        assert_eq!(error, UrlError::NoTls);
+        assert!(error.to_string().contains("feature `tls`"));
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn with_the_feature_wss_has_a_port_and_a_name_of_its_own() {
+        for (url, address) in [
+            ("ws://hub.example", "hub.example:80"),
+            ("wss://hub.example", "hub.example:443"),
+            ("wss://hub.example:7443/hub", "hub.example:7443"),
+            ("wss://[::1]", "[::1]:443"),
+            ("wss://192.0.2.7", "192.0.2.7:443"),
+        ] {
+            assert_eq!(WebSocket::new(url).unwrap().address, address);
+        }
+        assert_eq!(WebSocket::new("wss://-.example").unwrap_err(), UrlError::Host);
+        let plain = || WebSocket::new("ws://hub.example").unwrap();
+        assert_eq!(plain().roots_pem(b"").unwrap_err(), TrustError::Plain);
+    }
+
+    #[test]
+    fn what_leaves_the_machine_in_plain_text_is_exposed() {
+        for (url, expected) in [
+            ("ws://127.0.0.1:7070", false),
+            ("ws://127.9.9.9", false),
+            ("ws://[::1]:7070", false),
+            ("ws://[::ffff:127.0.0.1]:7070", false),
+            ("ws://localhost:7070", false),
+            ("ws://LocalHost", false),
+            ("ws://0.0.0.0:7070", true),
+            ("ws://192.168.0.1:7070", true),
+            ("ws://[fe80::1]:7070", true),
+            ("ws://hub.example", true),
+            ("ws://localhost.example", true),
+            #[cfg(feature = "tls")]
+            ("wss://hub.example", false),
+        ] {
+            assert_eq!(WebSocket::new(url).unwrap().is_exposed(), expected, "{url}");
         }
     }
 }
