@@ -1,10 +1,13 @@
 //! The handle to a hub.
 
+use std::future::ready;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Sink, Stream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -207,6 +210,36 @@ impl Hub {
     /// When the listener fails for good. Failures of single connections, and a
     /// passing lack of file descriptors, are logged and survived.
     pub async fn serve(&self, listener: TcpListener) -> io::Result<()> {
+        self.serve_over(listener, |socket, _| ready(Ok(socket))).await
+    }
+
+    /// Serves WebSocket connections like [`serve`](Self::serve), over whatever
+    /// `open` makes of an accepted connection, TLS above all:
+    ///
+    /// ```ignore
+    /// let acceptor = tokio_rustls::TlsAcceptor::from(server_config);
+    /// hub.serve_over(listener, move |socket, _| acceptor.accept(socket)).await?;
+    /// ```
+    ///
+    /// `open` gets the connection and its peer's address. What it returns runs on
+    /// a task of that connection's own: one that takes long keeps nobody else
+    /// waiting. It shares `greeting_timeout` with what follows, and is dropped
+    /// when that is over, or the connection was closed with the error that it
+    /// returns, which is logged (level `DEBUG`).
+    ///
+    /// Cancel safe: dropping the future stops accepting; links that are up go
+    /// on, and so do connections that are being opened.
+    ///
+    /// # Errors
+    ///
+    /// When the listener fails for good. Failures of single connections, and a
+    /// passing lack of file descriptors, are logged and survived.
+    pub async fn serve_over<F, Fut, S>(&self, listener: TcpListener, open: F) -> io::Result<()>
+    where
+        F: Fn(TcpStream, SocketAddr) -> Fut,
+        Fut: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         loop {
             let ended = self.shared.ended.notified();
             if self.shared.is_draining() {
@@ -214,7 +247,7 @@ impl Hub {
             }
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((socket, _)) => self.serve_socket(socket),
+                    Ok((socket, peer)) => self.serve_socket(socket, |socket| open(socket, peer)),
                     Err(error) if is_passing(&error) => {
                         tracing::warn!(target: "trunkline::hub", %error, "accept failed");
                         // Out of descriptors, say: some may be free in a moment.
@@ -227,21 +260,31 @@ impl Hub {
         }
     }
 
-    fn serve_socket(&self, socket: TcpStream) {
+    fn serve_socket<Fut, S>(&self, socket: TcpStream, open: impl FnOnce(TcpStream) -> Fut)
+    where
+        Fut: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let Ok(place) = Arc::clone(&self.sockets).try_acquire_owned() else {
             return; // dropped: there is not even room to say so
         };
         let shared = Arc::clone(&self.shared);
         let limits = Arc::clone(&self.limits);
+        #[expect(clippy::disallowed_methods, reason = "the shell is where the clock is read")]
+        let since = Instant::now();
+        // Small messages are gathered here, and must not wait in the kernel.
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(target: "trunkline::hub", %error, "TCP_NODELAY not set");
+        }
+        let opening = open(socket);
         tokio::spawn(async move {
             let _place = place;
-            #[expect(clippy::disallowed_methods, reason = "the shell is where the clock is read")]
-            let since = Instant::now();
-            // Small messages are gathered here, and must not wait in the kernel.
-            if let Err(error) = socket.set_nodelay(true) {
-                tracing::debug!(target: "trunkline::hub", %error, "TCP_NODELAY not set");
-            }
-            match transport::accept(socket, &limits, limits.greeting_timeout).await {
+            let accepting = async {
+                let socket = tokio::time::timeout(limits.greeting_timeout, opening).await??;
+                let left = limits.greeting_timeout.saturating_sub(since.elapsed());
+                transport::accept(socket, &limits, left).await
+            };
+            match accepting.await {
                 Ok((link, token)) => {
                     if let Some(life) = run_link(&shared, link, token, since.elapsed()) {
                         life.await;
