@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo run --example agent -- --hub ws://127.0.0.1:7070 --name build-1
 //! cargo run --example agent -- --hub ws://127.0.0.1:7070 --name build-1 --slots 4
+//! cargo run --example agent --features tls -- --hub wss://hub.example --name build-1
 //! ```
 //!
 //! Whoever may give commands to the hub may do here what you may do: run it as
@@ -42,6 +43,10 @@ struct Args {
     /// The hub's URL
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:7070")]
     hub: String,
+    /// Whose signature the hub's certificate must have, as a PEM file, if it
+    /// is not one that this machine trusts (feature `tls`)
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// What it is called: letters, digits, `.`, `_` and `-`
     #[arg(long, value_name = "NAME")]
     name: String,
@@ -76,7 +81,8 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     if let Some(dir) = args.dir {
         programs = programs.working_dir(dir);
     }
-    let mut agent = Agent::builder(&args.hub, &args.name)?.slots(args.slots);
+    let hub = trunkline_examples::connector(&args.hub, args.ca.as_deref())?;
+    let mut agent = Agent::over(hub, &args.name)?.slots(args.slots);
     if let Some(token) = args.token.or_else(|| std::env::var(TOKEN).ok()) {
         agent = agent.token(token);
     }

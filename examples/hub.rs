@@ -4,6 +4,8 @@
 //! cargo run --example hub -- --listen 127.0.0.1:7070
 //! cargo run --example hub -- --listen 0.0.0.0:7070 --tokens tokens.txt
 //! cargo run --example hub --features sqlite -- --queue queue.db --output output.db
+//! cargo run --example hub --features tls -- --listen 0.0.0.0:7070 --tokens tokens.txt \
+//!     --tls-cert cert.pem --tls-key key.pem
 //! ```
 //!
 //! Without `--tokens` anyone who can reach it may be anything: keep that to
@@ -16,12 +18,17 @@
 //! dashboard   s3cret-of-ann      acme    ann
 //! ```
 //!
+//! With a certificate and its key it speaks TLS, and `wss://` alone. They are read
+//! once: to renew them, start it again. What else there is to do where others
+//! rely on it is in `docs/deployment.md`.
+//!
 //! ^C, or `SIGTERM`, ends it in order: every peer is told to be back soon.
 //! `kill -9` does not, and nothing that agents still hold is lost by it: start
 //! it again and see. What it has to say goes to standard error; `RUST_LOG`
 //! asks for more or less (`RUST_LOG=trunkline=debug`).
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,6 +50,14 @@ struct Args {
     /// Who is let in: lines of `agent|dashboard TOKEN TENANT NAME`; anyone without
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
+    /// Speak TLS, by the certificates in this PEM file, the hub's own first
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key, a PEM file
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Keep accepted commands in this SQLite file; in memory without
     #[cfg(feature = "sqlite")]
     #[arg(long, value_name = "FILE")]
@@ -60,6 +75,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
 
+    // Before anything is opened: they may be wrong.
+    #[cfg(feature = "tls")]
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Some(trunkline_examples::tls::acceptor(cert, key)?),
+        (None, _) | (_, None) => None,
+    };
     let mut hub = Hub::builder();
     if let Some(file) = &args.tokens {
         hub = hub.authenticator(read_tokens(file)?);
@@ -78,12 +99,32 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(&args.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
-    println!("hub: listening on ws://{}", listener.local_addr()?);
+    let address = listener.local_addr()?;
+    let told = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    #[cfg(feature = "tls")]
+    if let Some(tls) = tls {
+        println!("hub: listening on wss://{address}");
+        let serving = hub.serve_over(listener, move |socket, _| tls.accept(socket));
+        return run(&hub, serving, told).await;
+    }
+    println!("hub: listening on ws://{address}");
+    run(&hub, hub.serve(listener), told).await
+}
 
+/// Serves until it is told to end, which it then does in order.
+async fn run(
+    hub: &Hub,
+    serving: impl Future<Output = io::Result<()>>,
+    told: impl Future<Output = ()>,
+) -> Result<(), Box<dyn Error>> {
     tokio::select! {
-        served = hub.serve(listener) => served?,
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        served = serving => served?,
+        () = told => {}
     }
     println!("hub: ending; {} links are told to be back", hub.links());
     hub.shutdown(SPREAD).await;

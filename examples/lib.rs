@@ -1,12 +1,17 @@
 //! What the examples share: a clock, a log, and words for people.
 
+#[cfg(feature = "tls")]
+pub mod tls;
+
+use std::error::Error;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
-use trunkline_client::ConnectionState;
 use trunkline_client::protocol::frame::Close;
 use trunkline_client::protocol::ids::CommandId;
 use trunkline_client::protocol::message::{CommandState, CommandStatus};
+use trunkline_client::{ConnectionState, WebSocket};
 
 /// The present moment. An example is a shell, and this is its one clock.
 #[expect(clippy::disallowed_methods, reason = "the one place where the examples read the clock")]
@@ -29,6 +34,24 @@ pub fn log_to_stderr(default: &str) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+}
+
+/// The way to the hub at `url`, whose certificate is to be signed by one of
+/// those in the file `ca`, or by one that the platform trusts.
+///
+/// # Errors
+///
+/// When the URL is not one, or the file has no such certificates.
+pub fn connector(url: &str, ca: Option<&Path>) -> Result<WebSocket, Box<dyn Error>> {
+    let hub = WebSocket::new(url).map_err(|error| format!("{url}: {error}"))?;
+    let Some(file) = ca else { return Ok(hub) };
+    #[cfg(feature = "tls")]
+    {
+        let pem = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(hub.roots_pem(&pem).map_err(|error| format!("{}: {error}", file.display()))?)
+    }
+    #[cfg(not(feature = "tls"))]
+    Err(format!("{}: needs TLS, which is in the feature `tls`", file.display()).into())
 }
 
 /// Text from elsewhere, safe to print: a title or an error must not move the

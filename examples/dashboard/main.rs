@@ -3,6 +3,7 @@
 //!
 //! ```sh
 //! cargo run --example dashboard -- --hub ws://127.0.0.1:7070
+//! cargo run --example dashboard --features tls -- --hub wss://hub.internal:7070 --ca ca.pem
 //! printf 'agents\nrun build-1 -- echo hi\nquit\n' | cargo run --example dashboard
 //! ```
 //!
@@ -32,6 +33,7 @@ mod reading;
 
 use std::error::Error;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -59,6 +61,10 @@ struct Args {
     /// The hub's URL
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:7070")]
     hub: String,
+    /// Whose signature the hub's certificate must have, as a PEM file, if it
+    /// is not one that this machine trusts (feature `tls`)
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Who you are, for a hub that asks; also read from `TRUNKLINE_TOKEN`
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
@@ -77,7 +83,8 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
 
-    let mut dashboard = Dashboard::builder(&args.hub)?;
+    let mut dashboard =
+        Dashboard::over(trunkline_examples::connector(&args.hub, args.ca.as_deref())?);
     if let Some(token) = args.token.or_else(|| std::env::var(TOKEN).ok()) {
         dashboard = dashboard.token(token);
     }
