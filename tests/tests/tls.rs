@@ -32,7 +32,7 @@ use trunkline_client::{
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::Presence;
 use trunkline_server::{Hub, TokenTable};
-use trunkline_tests::process::{Process, within};
+use trunkline_tests::process::{PATIENCE, Process, within};
 use trunkline_tests::proxy::{Cut, Proxy, Way};
 
 use crate::authority::Authority;
@@ -128,24 +128,32 @@ async fn a_configuration_of_ones_own_is_kept_to_except_for_its_protocols() {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let hub = WebSocket::new(&url).unwrap().tls_config(&config).unwrap();
-    let accepting = async {
-        let (socket, _) = listener.accept().await.unwrap();
-        let tls = acceptor.accept(socket).await.unwrap();
-        let (_, session) = tls.get_ref();
-        (session.protocol_version(), session.alpn_protocol().map(<[u8]>::to_vec))
-    };
-    let (_, (version, protocol)) = within(async { tokio::join!(hub.dial(), accepting) }).await;
-    assert_eq!(version, Some(ProtocolVersion::TLSv1_2));
-    assert_eq!(protocol.as_deref(), Some(&b"http/1.1"[..]));
+    let hub = || WebSocket::new(&url).unwrap();
+    let usual = hub().roots_pem(authority.pem.as_bytes()).unwrap();
+    let own = hub().tls_config(&config).unwrap();
+    for (hub, expected) in [(usual, ProtocolVersion::TLSv1_3), (own, ProtocolVersion::TLSv1_2)] {
+        let accepting = async {
+            let (socket, _) = listener.accept().await.unwrap();
+            let tls = acceptor.accept(socket).await.unwrap();
+            let (_, session) = tls.get_ref();
+            (session.protocol_version(), session.alpn_protocol().map(<[u8]>::to_vec))
+        };
+        let (_, (version, protocol)) = within(async { tokio::join!(hub.dial(), accepting) }).await;
+        assert_eq!(version, Some(expected));
+        assert_eq!(protocol.as_deref(), Some(&b"http/1.1"[..]));
+    }
 }
 
 // ---- to whom it says nothing ---------------------------------------------------
 
 /// Has an agent try a few times; returns what its user is shown.
 async fn tries(hub: WebSocket) -> String {
+    tries_by(hasty(), hub).await
+}
+
+async fn tries_by(backoff: Backoff, hub: WebSocket) -> String {
     let agent = Agent::over(hub, "build-1").unwrap();
-    let agent = agent.token(TOKEN).backoff(hasty()).connect(Programs::new());
+    let agent = agent.token(TOKEN).backoff(backoff).connect(Programs::new());
     let mut connection = agent.connection();
     let tried = connection.wait_for(|state| {
         assert!(!state.is_over(), "{state:?}");
@@ -236,8 +244,9 @@ async fn a_handshake_without_an_answer_ends_with_the_attempt() {
     let ears = Ears::listen(Manner::Mute).await;
     let authority = Authority::new("of the test");
     let hub = WebSocket::new(&format!("wss://127.0.0.1:{}", ears.port)).unwrap();
-    let said = tries(hub.roots_pem(authority.pem.as_bytes()).unwrap()).await;
-    assert_eq!(said, "no answer in time");
+    let hub = hub.roots_pem(authority.pem.as_bytes()).unwrap();
+    let impatient = Backoff { attempt_timeout: Duration::from_millis(300), ..hasty() };
+    assert_eq!(tries_by(impatient, hub).await, "no answer in time");
     ears.until(|heard| heard.ended >= 3).await;
     assert!(is_tls(&ears.heard().raw));
 }
@@ -396,7 +405,7 @@ fn hasty() -> Backoff {
         first: a_moment,
         base: a_moment,
         max: a_moment,
-        attempt_timeout: Duration::from_secs(2),
+        attempt_timeout: PATIENCE,
         ..Backoff::default()
     }
 }

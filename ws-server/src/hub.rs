@@ -216,9 +216,22 @@ impl Hub {
     /// Serves WebSocket connections like [`serve`](Self::serve), over whatever
     /// `open` makes of an accepted connection, TLS above all:
     ///
-    /// ```ignore
-    /// let acceptor = tokio_rustls::TlsAcceptor::from(server_config);
-    /// hub.serve_over(listener, move |socket, _| acceptor.accept(socket)).await?;
+    /// ```no_run
+    /// # use trunkline_server::Hub;
+    /// # // As tokio-rustls has it.
+    /// # struct TlsAcceptor;
+    /// # impl TlsAcceptor {
+    /// #     fn accept<S>(&self, socket: S) -> impl Future<Output = std::io::Result<S>> + use<S> {
+    /// #         std::future::ready(Ok(socket))
+    /// #     }
+    /// # }
+    /// # async fn run(
+    /// #     hub: Hub, listener: tokio::net::TcpListener, acceptor: TlsAcceptor,
+    /// # ) -> std::io::Result<()> {
+    /// // `acceptor` is a `tokio_rustls::TlsAcceptor`.
+    /// hub.serve_over(listener, move |socket, _peer| acceptor.accept(socket)).await?;
+    /// # Ok(())
+    /// # }
     /// ```
     ///
     /// `open` gets the connection and its peer's address. What it returns runs on
