@@ -88,27 +88,30 @@ async fn cables_cut_without_a_word_lose_no_byte() {
     let ann = Dashboard::over(to_hub()).backoff(hasty()).connect();
     is_there(&ann).await;
     let line = "0123456789abcdef".repeat(64);
-    let script = format!("i=0; while [ $i -lt 4000 ]; do echo {line}; i=$((i+1)); done");
-    let expected = format!("{line}\n").repeat(4_000);
+    let block = format!("i=0; while [ $i -lt 1000 ]; do echo {line}; i=$((i+1)); done");
+    let script = format!("for n in 1 2 3 4; do read go; {block}; done");
+    let command = ann.run("build-1", Request::shell(script)).await.unwrap();
     // In the middle of TLS records, on the way up and on the way down, with and
-    // without an RST; the first falls as soon as output flows.
+    // without an RST; each while a block of a megabyte passes.
+    let cuts = [
+        (Way::Up, 300_001, Cut::Close),
+        (Way::Down, 200_003, Cut::Close),
+        (Way::Up, 500_007, Cut::Reset),
+        (Way::Down, 300_011, Cut::Reset),
+    ];
     let cutting = async {
-        for (way, bytes, cut) in [
-            (Way::Up, 300_001, Cut::Close),
-            (Way::Down, 200_003, Cut::Close),
-            (Way::Up, 500_007, Cut::Reset),
-            (Way::Down, 300_011, Cut::Reset),
-        ] {
+        for (way, bytes, cut) in cuts {
             let before = cable.counts().cut_by_bytes;
             cable.cut_after(way, bytes, cut);
+            within(ann.input(command.id(), "go\n")).await.unwrap();
             while cable.counts().cut_by_bytes == before {
                 let _ = timeout(Duration::from_millis(5), std::future::pending::<()>()).await;
             }
         }
     };
-    let command = ann.run("build-1", Request::shell(script)).await.unwrap();
     let mut terminal = command.terminal();
     let (bytes, ()) = tokio::join!(read(&mut terminal), within(cutting));
+    let expected = format!("{line}\n").repeat(4_000);
     assert!(bytes == expected.as_bytes(), "{} of {} bytes", bytes.len(), expected.len());
     assert_eq!(cable.counts().cut_by_bytes, 4);
 }
