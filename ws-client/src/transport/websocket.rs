@@ -78,14 +78,16 @@ pub enum UrlError {
 /// TLS 1.2 and 1.3, by rustls on aws-lc-rs, whatever else the process has chosen
 /// for itself. The certificate must be for the host of the URL, a name or an
 /// address, and be signed by one of the platform's root certificates, or of
-/// those given to `roots_pem`. They are read when the first link is made,
-/// and again for each further one as long as there are none; where, on Unix,
-/// `SSL_CERT_FILE` and `SSL_CERT_DIR` can say. Certificates are not looked up on
-/// lists of revoked ones.
+/// those given to `roots_pem`. It is not looked up on lists of revoked ones.
+///
+/// The platform's roots are read, on a thread for what blocks, at the first
+/// dial that needs them, and again at each further one as long as there are
+/// none. On Unix, `SSL_CERT_FILE` and `SSL_CERT_DIR` say where they are.
 ///
 /// A dial succeeds only when the certificate was verified, and no token is sent
-/// before it was. If it fails, its error has a `TlsError` inside, and agents and dashboards dial again later: a certificate may be
-/// mended. They never go on without TLS.
+/// before it was. If it fails, its error has a `TlsError` inside, and agents and
+/// dashboards dial again later: a certificate may be mended. They never go on
+/// without TLS.
 ///
 /// # Without TLS
 ///
