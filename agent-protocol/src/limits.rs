@@ -65,6 +65,13 @@ pub struct Limits {
 
     /// Most links at once. About 8 KiB each when idle. 20,000.
     pub links_max: usize,
+    /// Most links from one IPv4 address, or from one IPv6 /64, at once;
+    /// in-memory links are not counted. More are told to try later. 4,096.
+    pub links_per_address: usize,
+    /// How often links from one IPv4 address, or from one IPv6 /64, may end
+    /// without a greeting that was accepted. More are refused for a while
+    /// before anything is read from them. One per second, 50 at once.
+    pub failure_rate: Rate,
     /// Most links of dashboards of one subject at once. 100.
     pub links_per_subject: usize,
     /// Most agents remembered per tenant, present or not. 10,000.
@@ -159,6 +166,8 @@ impl Default for Limits {
             refresh_grace: Duration::from_secs(30),
 
             links_max: 20_000,
+            links_per_address: 4096,
+            failure_rate: Rate::per_second(1, 50),
             links_per_subject: 100,
             agents_max: 10_000,
             subscriptions_max: 1024,

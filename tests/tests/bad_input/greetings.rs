@@ -301,20 +301,6 @@ async fn an_agent_that_holds_too_much() {
 }
 
 #[tokio::test]
-async fn a_link_too_many() {
-    let limits = trunkline_server::protocol::limits::Limits { links_max: 4, ..limits() };
-    let mut stage = Stage::of(Hub::builder().limits(limits)).await;
-    let first = stage.guest_dashboard("first").await;
-    let second = stage.guest_dashboard("second").await;
-    let mut third = stage.stranger().await;
-    third.closed(1013).await;
-    drop((first, second));
-    stage.goes_on_alone().await;
-    let mut fourth = stage.guest_dashboard("fourth").await;
-    fourth.lives(1).await;
-}
-
-#[tokio::test]
 async fn whoever_says_goodbye_is_closed_and_may_not_go_on() {
     let mut stage = Stage::new().await;
     let mut guest = stage.guest_dashboard("guest").await;

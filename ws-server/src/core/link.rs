@@ -10,6 +10,7 @@ use trunkline_protocol::liveness::Liveness;
 use trunkline_protocol::message::{Greeting, Lag, Secret, Target, TerminalSubscription};
 use trunkline_protocol::roster;
 
+use super::sources::Source;
 use crate::hooks::Identity;
 
 /// Memory of a waiting control frame beyond its content: its place in the line
@@ -23,6 +24,8 @@ pub struct LinkId(pub u64);
 /// What a link is to the hub.
 #[derive(Debug)]
 pub(super) enum State {
+    /// Its transport's handshake is under way.
+    Arriving,
     /// Nothing yet: only a greeting is listened to.
     Greeting {
         /// A token from the transport's handshake.
@@ -36,6 +39,14 @@ pub(super) enum State {
     Dashboard(Box<DashboardLink>),
     /// Closed from this side, or superseded: nothing it says has any effect.
     Closed,
+}
+
+impl State {
+    /// Whether nothing that was asked of it has been done yet: its handshake,
+    /// and its greeting.
+    pub(super) fn is_stranger(&self) -> bool {
+        matches!(self, Self::Arriving | Self::Greeting { .. })
+    }
 }
 
 #[derive(Debug)]
@@ -98,6 +109,8 @@ pub(super) enum Closing {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) state: State,
+    /// Where it comes from, once that is known, and it is counted there.
+    pub(super) source: Option<Source>,
     pub(super) liveness: Liveness,
     /// Terminal output goes out in its binary form.
     pub(super) binary: bool,
@@ -114,9 +127,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(liveness: Liveness, header: Option<Secret>) -> Self {
+    pub(super) fn new(liveness: Liveness) -> Self {
         Self {
-            state: State::Greeting { header },
+            state: State::Arriving,
+            source: None,
             liveness,
             binary: false,
             invalid: 0,
@@ -178,7 +192,8 @@ impl Link {
     pub(super) fn dashboard(&mut self) -> Option<&mut DashboardLink> {
         match &mut self.state {
             State::Dashboard(dashboard) => Some(dashboard),
-            State::Greeting { .. }
+            State::Arriving
+            | State::Greeting { .. }
             | State::Authenticating { .. }
             | State::Agent(_)
             | State::Closed => None,

@@ -3,7 +3,8 @@
 //!
 //! # How to drive it
 //!
-//! 1. Tell it what happens: [`handle_opened`](Core::handle_opened),
+//! 1. Tell it what happens: [`handle_arrived`](Core::handle_arrived),
+//!    [`handle_opened`](Core::handle_opened),
 //!    [`handle_frame`](Core::handle_frame), [`handle_lost`](Core::handle_lost),
 //!    and, when [`deadline`](Core::deadline) has come,
 //!    [`handle_timeout`](Core::handle_timeout).
@@ -26,12 +27,14 @@ mod keeping;
 mod link;
 mod logs;
 mod rights;
+mod sources;
 mod streams;
 mod subjects;
 mod tenant;
 mod wires;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +56,7 @@ use trunkline_protocol::time::Now;
 use self::deadlines::{Deadlines, Due};
 use self::keeping::Keeping;
 use self::link::{AgentLink, Closing, DashboardLink, Link, State};
+use self::sources::Sources;
 use self::subjects::Usage;
 use self::tenant::Tenant;
 use self::wires::Wires;
@@ -105,6 +109,7 @@ impl Core {
                 epoch: setup.epoch,
                 draining: false,
                 links: HashMap::new(),
+                sources: Sources::default(),
                 deadlines: Deadlines::default(),
                 effects: VecDeque::new(),
                 closed: Vec::new(),
@@ -183,7 +188,10 @@ impl Core {
                 }
                 false
             }
-            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => false,
+            State::Arriving
+            | State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Closed => false,
         };
         self.tidy();
         let Some(link) = self.wires.links.get_mut(&id) else { return };
@@ -200,16 +208,17 @@ impl Core {
 
     // ---- links ----------------------------------------------------------
 
-    /// A transport is up. `token` is what its handshake carried, if anything;
-    /// `waited` is how much of the greeting's time the handshake took.
-    pub fn handle_opened(&mut self, id: LinkId, token: Option<Secret>, waited: Duration, now: Now) {
+    /// Somebody has connected, from `address` if the shell knows where it is;
+    /// the transport's handshake begins. From here on its greeting is due. It
+    /// may be closed at once: the shell says so in the transport's words.
+    pub fn handle_arrived(&mut self, id: LinkId, address: Option<IpAddr>, now: Now) {
         self.wires.now = now;
         let limits = &self.wires.limits;
         let full = self.wires.links.len() >= limits.links_max;
         let liveness =
             Liveness::new(limits.dashboard_idle, limits.dashboard_timeout, now.monotonic);
-        let timeout = limits.greeting_timeout.saturating_sub(waited);
-        self.wires.links.insert(id, Link::new(liveness, token));
+        let timeout = limits.greeting_timeout;
+        self.wires.links.insert(id, Link::new(liveness));
         if full {
             self.wires.close(id, Close::new(CloseCode::TryLater, "too many links"));
         } else if self.wires.draining {
@@ -217,6 +226,32 @@ impl Core {
             self.wires.close(id, close);
         } else {
             self.wires.in_time(Due::Greeting(id), timeout);
+            if let Some(address) = address {
+                self.wires.enter(id, address);
+            }
+        }
+        self.tidy();
+    }
+
+    /// The transport of who [arrived](Self::handle_arrived) is about to be up:
+    /// its handshake was all right. `token` is what that carried, if anything,
+    /// and `address` where it says that the link comes from, if whoever passed
+    /// it on is believed. It may be closed now.
+    pub fn handle_opened(
+        &mut self,
+        id: LinkId,
+        token: Option<Secret>,
+        address: Option<IpAddr>,
+        now: Now,
+    ) {
+        self.wires.now = now;
+        if let Some(address) = address {
+            self.wires.enter(id, address);
+        }
+        if let Some(link) = self.wires.links.get_mut(&id)
+            && let State::Arriving = link.state
+        {
+            link.state = State::Greeting { header: token };
         }
         self.tidy();
     }
@@ -224,7 +259,13 @@ impl Core {
     /// A transport is gone, with or without a close from the peer.
     pub fn handle_lost(&mut self, id: LinkId, now: Now) {
         self.wires.now = now;
+        if self.wires.links.get(&id).is_some_and(|link| link.state.is_stranger()) {
+            self.wires.fail(id);
+        }
         if let Some(link) = self.wires.links.remove(&id) {
+            if let Some(source) = link.source {
+                self.wires.sources.leave(source);
+            }
             self.wires.closed.push((id, link.state));
             for due in [Due::Greeting, Due::Beat, Due::Flushed, Due::Credentials] {
                 self.wires.deadlines.cancel(&due(id));
@@ -246,7 +287,7 @@ impl Core {
         let Some(link) = self.wires.links.get_mut(&id) else { return };
         link.liveness.handle_heard(now.monotonic);
         match &link.state {
-            State::Closed => {}
+            State::Arriving | State::Closed => {}
             State::Greeting { .. } => self.handle_greeting(id, frame),
             State::Authenticating { .. } => {
                 let close = Close::new(CloseCode::Violation, "wait for connection:ack");
@@ -326,7 +367,10 @@ impl Core {
                 let tenant = self.tenants.get_mut(&link.tenant)?;
                 Some(&mut tenant.subjects.get_mut(&link.identity.subject)?.usage)
             }
-            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => None,
+            State::Arriving
+            | State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Closed => None,
         }
     }
 
@@ -414,7 +458,8 @@ impl Core {
         let Some(link) = self.wires.links.get_mut(&id) else { return };
         let header = match &mut link.state {
             State::Greeting { header } => header.take(),
-            State::Authenticating { .. }
+            State::Arriving
+            | State::Authenticating { .. }
             | State::Agent(_)
             | State::Dashboard(_)
             | State::Closed => None,
@@ -791,7 +836,10 @@ impl Core {
                     tenant.review(wires, id);
                 }
             }
-            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => {
+            State::Arriving
+            | State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Closed => {
                 return Err(OTHER);
             }
         }
@@ -909,7 +957,8 @@ impl Core {
             Beat::Ping(n) => {
                 let agent = match &link.state {
                     State::Agent(link) => Some((link.tenant.clone(), link.agent.clone())),
-                    State::Greeting { .. }
+                    State::Arriving
+                    | State::Greeting { .. }
                     | State::Authenticating { .. }
                     | State::Dashboard(_)
                     | State::Closed => None,
@@ -969,7 +1018,10 @@ impl Core {
                         tenant.handle_dashboard_lost(wires, id, &link);
                     }
                 }
-                State::Greeting { .. } | State::Authenticating { .. } | State::Closed => {}
+                State::Arriving
+                | State::Greeting { .. }
+                | State::Authenticating { .. }
+                | State::Closed => {}
             }
         }
         self.keep();

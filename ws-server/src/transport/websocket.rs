@@ -19,10 +19,9 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSoc
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::limits::Limits;
-use trunkline_protocol::message::Secret;
 
+use super::Violation;
 use super::guard::{Guarded, Meter};
-use super::{Violation, handshake};
 
 /// Read buffer per link. The library's default of 128 KiB would be held, and
 /// zero-filled, by every idle link.
@@ -55,17 +54,11 @@ pub(crate) struct WebSocketLink<S> {
     heard_all: bool,
 }
 
-/// Performs the server's half of the handshake, within `within`. Returns the
-/// link and the token of its `Authorization: Bearer` header.
-pub(crate) async fn accept<S>(
-    mut socket: S,
-    limits: &Limits,
-    within: Duration,
-) -> io::Result<(WebSocketLink<S>, Option<Secret>)>
+/// The link on a socket whose handshake is over.
+pub(crate) async fn link<S>(socket: S, limits: &Limits) -> WebSocketLink<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let token = handshake::shake(&mut socket, within).await?;
     let mut config = WebSocketConfig::default();
     config.read_buffer_size = READ_BUFFER_BYTES;
     config.write_buffer_size = WRITE_BUFFER_BYTES;
@@ -76,7 +69,7 @@ where
     let guarded = Guarded { socket, meter };
     let socket = WebSocketStream::from_raw_socket(guarded, Role::Server, Some(config)).await;
     let message_timeout = limits.message_timeout;
-    Ok((WebSocketLink { socket, message_timeout, message_due: None, heard_all: false }, token))
+    WebSocketLink { socket, message_timeout, message_due: None, heard_all: false }
 }
 
 /// Sorts the library's errors by whose fault they are.
