@@ -7,6 +7,14 @@ use std::time::Duration;
 use crate::message::{LinkLimits, LinkRates};
 use crate::rate::Rate;
 
+/// Longest greeting, in bytes: all that a hub takes from somebody it does not
+/// know. 16 KiB. No hub has another bound, as an agent must know it before it
+/// has heard anything.
+pub const GREETING_BYTES_MAX: usize = 16 * 1024;
+
+/// Most commands that an agent may hold when it greets.
+pub const HELD_MAX: usize = 1024;
+
 /// The bounds of a hub.
 ///
 /// ```
@@ -20,8 +28,6 @@ pub struct Limits {
     /// Longest message. One per link may be under assembly: this is what a
     /// hostile link can make the hub hold. 1 MiB.
     pub message_bytes_max: usize,
-    /// Longest message before the greeting has succeeded. 16 KiB.
-    pub greeting_bytes_max: usize,
     /// Longest `data` of one terminal message. 16 KiB, so that control never
     /// waits longer than one of these takes to write.
     pub chunk_bytes_max: usize,
@@ -145,7 +151,6 @@ impl Default for Limits {
         const MIB: usize = 1024 * KIB;
         Self {
             message_bytes_max: MIB,
-            greeting_bytes_max: 16 * KIB,
             chunk_bytes_max: 16 * KIB,
             json_depth_max: 32,
             json_items_max: 16_384,

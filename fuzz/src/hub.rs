@@ -268,6 +268,7 @@ impl Stage {
                 slots: u32::from(plan.below(3)) + 1,
                 features: vec![Feature::Binary],
                 commands,
+                more: false,
             })
         } else {
             let roster = plan.maybe(|_| self.peers[peer].roster.roster().position()).flatten();

@@ -24,5 +24,7 @@ pub async fn accept(
         request.accept(&mut socket).await
     };
     tokio::time::timeout(limits.greeting_timeout, handshake).await??;
-    Ok(transport::link(socket, limits).await)
+    // Nobody greets here.
+    let greeted = transport::Greeted::new(true.into());
+    Ok(transport::link(socket, limits, greeted).await)
 }

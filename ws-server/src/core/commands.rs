@@ -19,6 +19,7 @@ use std::time::Duration;
 use trunkline_protocol::ids::{
     AgentId, CommandId, DashboardId, InstanceId, RequestId, StreamId, TenantId,
 };
+use trunkline_protocol::limits::HELD_MAX;
 use trunkline_protocol::message::{
     Accepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting,
     CommandRequest, CommandSettled, CommandStarted, CommandState, CommandStatus, EmergencyStop,
@@ -27,7 +28,6 @@ use trunkline_protocol::message::{
 };
 
 use super::agents::Agent;
-use super::agents::HELD_MAX;
 use super::deadlines::Due;
 use super::link::LinkId;
 use super::tenant::Tenant;

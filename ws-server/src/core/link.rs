@@ -7,7 +7,9 @@ use std::time::Duration;
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::ids::{AgentId, DashboardId, RequestId, StreamId, TenantId};
 use trunkline_protocol::liveness::Liveness;
-use trunkline_protocol::message::{Greeting, Lag, Secret, Target, TerminalSubscription};
+use trunkline_protocol::message::{
+    Greeting, HeldCommand, Lag, Secret, Target, TerminalSubscription,
+};
 use trunkline_protocol::roster;
 
 use super::sources::Source;
@@ -53,6 +55,16 @@ impl State {
 pub(super) struct AgentLink {
     pub(super) tenant: TenantId,
     pub(super) agent: AgentId,
+    /// What it holds, while it still says so.
+    pub(super) listing: Option<Listing>,
+}
+
+/// What an agent has listed so far.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub(super) commands: Vec<HeldCommand>,
+    /// What has come since the greeting.
+    pub(super) bytes: usize,
 }
 
 #[derive(Debug)]
@@ -187,6 +199,11 @@ impl Link {
     /// Whether nothing follows but the last words.
     pub(super) fn is_closing(&self) -> bool {
         matches!(self.closing, Some(Closing::Now(_) | Closing::Said))
+    }
+
+    /// Whether it is an agent that has not listed all that it holds.
+    pub(super) fn is_listing(&self) -> bool {
+        matches!(&self.state, State::Agent(agent) if agent.listing.is_some())
     }
 
     pub(super) fn dashboard(&mut self) -> Option<&mut DashboardLink> {

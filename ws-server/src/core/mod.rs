@@ -44,7 +44,7 @@ use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::codec::{self, Invalid, Rules};
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::ids::{DashboardId, HubInstance, QueueEpoch, RequestId, TenantId};
-use trunkline_protocol::limits::Limits;
+use trunkline_protocol::limits::{GREETING_BYTES_MAX, Limits};
 use trunkline_protocol::liveness::{Due as Beat, Liveness};
 use trunkline_protocol::message::{
     AgentConnect, AgentToHub, ConnectionAck, DashboardConnect, DashboardToHub, Direction, Envelope,
@@ -55,7 +55,7 @@ use trunkline_protocol::time::Now;
 
 use self::deadlines::{Deadlines, Due};
 use self::keeping::Keeping;
-use self::link::{AgentLink, Closing, DashboardLink, Link, State};
+use self::link::{AgentLink, Closing, DashboardLink, Link, Listing, State};
 use self::sources::Sources;
 use self::subjects::Usage;
 use self::tenant::Tenant;
@@ -154,6 +154,13 @@ impl Core {
     /// still to go out: a shell gives them a bounded time.
     pub fn is_closing(&self, id: LinkId) -> bool {
         self.wires.links.get(&id).is_some_and(Link::is_closing)
+    }
+
+    /// Whether the peer is known: before that a greeting is all that it may
+    /// say, of [`GREETING_BYTES_MAX`] at most.
+    pub fn is_greeted(&self, id: LinkId) -> bool {
+        let state = self.wires.links.get(&id).map(|link| &link.state);
+        matches!(state, Some(State::Agent(_) | State::Dashboard(_)))
     }
 
     /// Whether [`handle_drain`](Self::handle_drain) was called.
@@ -286,16 +293,24 @@ impl Core {
         self.wires.now = now;
         let Some(link) = self.wires.links.get_mut(&id) else { return };
         link.liveness.handle_heard(now.monotonic);
-        match &link.state {
+        match &mut link.state {
             State::Arriving | State::Closed => {}
             State::Greeting { .. } => self.handle_greeting(id, frame),
             State::Authenticating { .. } => {
                 let close = Close::new(CloseCode::Violation, "wait for connection:ack");
                 self.wires.close(id, close);
             }
-            State::Agent(agent) => {
-                let (tenant, agent) = (agent.tenant.clone(), agent.agent.clone());
+            State::Agent(agent_link) => {
+                if let Some(listing) = &mut agent_link.listing {
+                    listing.bytes += frame.len();
+                }
+                let (tenant, agent) = (agent_link.tenant.clone(), agent_link.agent.clone());
                 if let Frame::Binary(bytes) = frame {
+                    if agent_link.listing.is_some() {
+                        self.wires.close(id, unlisted());
+                        self.tidy();
+                        return;
+                    }
                     let rules = self.wires.rules;
                     match codec::decode_output(bytes, rules) {
                         Ok((header, data)) => {
@@ -416,13 +431,12 @@ impl Core {
     // ---- greeting -------------------------------------------------------
 
     fn handle_greeting(&mut self, id: LinkId, frame: &Frame) {
-        let rules =
-            Rules { message_bytes_max: self.wires.limits.greeting_bytes_max, ..self.wires.rules };
-        // An agent lists what it holds, which may be more than a greeting's
-        // worth: the transport has bounded the frame already.
-        let rules =
-            if is_agent_greeting(frame, self.wires.rules) { self.wires.rules } else { rules };
-        let mut messages = codec::decode::<Greeting>(frame, rules);
+        if frame.len() > GREETING_BYTES_MAX {
+            self.wires
+                .close(id, Close::new(CloseCode::TooBig, "a greeting is at most 16 KiB long"));
+            return;
+        }
+        let mut messages = codec::decode::<Greeting>(frame, self.wires.rules);
         let greeting = match (messages.len(), messages.pop()) {
             (1, Some(Ok(greeting))) => greeting,
             (_, Some(Err(invalid))) => {
@@ -533,7 +547,10 @@ impl Core {
         };
         match result {
             Ok(()) => {
-                self.wires.deadlines.cancel(&Due::Greeting(id));
+                // An agent that has more to list is not done.
+                if !self.wires.links.get(&id).is_some_and(Link::is_listing) {
+                    self.wires.deadlines.cancel(&Due::Greeting(id));
+                }
                 self.set_expiry(id, expires);
                 if let Some(link) = self.wires.links.get(&id) {
                     let at = link.liveness.deadline();
@@ -561,9 +578,6 @@ impl Core {
         greeting: &AgentConnect,
         identity: Identity,
     ) -> Result<(), Close> {
-        if greeting.commands.len() > agents::HELD_MAX {
-            return Err(Close::new(CloseCode::TooBig, "too many held commands"));
-        }
         let agent = identity.agent.clone().unwrap_or_else(|| greeting.agent.clone());
         let Self { wires, tenants, .. } = self;
         let tenant_id = identity.tenant.clone();
@@ -575,12 +589,18 @@ impl Core {
         let (idle, timeout) = (wires.limits.agent_idle, wires.limits.agent_timeout);
         link.liveness = Liveness::new(idle, timeout, wires.now.monotonic);
         let features = features(&greeting.features);
-        link.state = State::Agent(AgentLink { tenant: tenant_id.clone(), agent: agent.clone() });
+        let listing = greeting.more.then(Listing::default);
+        link.state =
+            State::Agent(AgentLink { tenant: tenant_id.clone(), agent: agent.clone(), listing });
         tracing::info!(target: "trunkline::hub", link = id.0, tenant = %tenant_id, %agent, "agent connected");
         let heartbeat = heartbeat(idle, timeout);
         let ack = ack(wires, tenant_id, Peer::Agent(agent.clone()), features, heartbeat);
         wires.send(id, HubToAgent::Ack(ack));
-        tenant.reconcile(wires, &agent, &greeting.commands);
+        if greeting.more {
+            let timeout = wires.limits.message_timeout;
+            wires.in_time(Due::Greeting(id), timeout);
+        }
+        tenant.handle_listed(wires, id, &agent, greeting.commands.clone(), greeting.more);
         self.bound_logs();
         Ok(())
     }
@@ -642,7 +662,23 @@ impl Core {
     ) {
         let Self { wires, tenants, .. } = self;
         let Some(tenant) = tenants.get_mut(tenant) else { return };
+        if wires.links.get(&id).is_some_and(Link::is_listing)
+            && !may_come_while_listing(&envelope.message)
+        {
+            wires.close(id, unlisted());
+            return;
+        }
         match envelope.message {
+            AgentToHub::Commands(held) => {
+                if wires.links.get(&id).is_some_and(Link::is_listing) {
+                    tenant.handle_listed(wires, id, agent, held.commands, held.more);
+                    self.bound_logs();
+                } else {
+                    let why = "agent:commands follow a greeting that had more";
+                    let refusal = Refusal::new(ErrorCode::InvalidMessage, why).field("type");
+                    wires.send(id, HubToAgent::Error(refusal.reply_to(envelope.id)));
+                }
+            }
             AgentToHub::Status(report) => tenant.handle_report(wires, agent, report),
             AgentToHub::Accepted(_) => {}
             AgentToHub::Started(started) => tenant.handle_started(wires, agent, started),
@@ -1059,8 +1095,21 @@ fn is_known(kind: &str) -> bool {
     .any(|types| types.contains(&kind))
 }
 
-fn is_agent_greeting(frame: &Frame, rules: Rules) -> bool {
-    codec::peek(frame, rules).is_some_and(|(kind, _)| kind == "agent:connect")
+/// What an agent may say before the list of what it holds is whole. The rest
+/// is about commands, which the hub may not know yet.
+fn may_come_while_listing(message: &AgentToHub) -> bool {
+    matches!(
+        message,
+        AgentToHub::Commands(_)
+            | AgentToHub::Ping(_)
+            | AgentToHub::Pong(_)
+            | AgentToHub::Disconnect(_)
+            | AgentToHub::Error(_)
+    )
+}
+
+fn unlisted() -> Close {
+    Close::new(CloseCode::Violation, "what the greeting had no room for comes first")
 }
 
 fn features(offered: &[Feature]) -> Vec<Feature> {

@@ -16,7 +16,7 @@ use trunkline_protocol::message::Secret;
 use super::link::{LinkTask, Registered, Transport};
 use super::{Shared, WakeUp};
 use crate::core::LinkId;
-use crate::transport::{self, Door, Refused, Request};
+use crate::transport::{self, Door, Greeted, Refused, Request};
 
 /// Somebody has connected: a place among the hub's links, and
 /// `greeting_timeout` from now until a greeting is accepted. Dropping it gives
@@ -115,8 +115,10 @@ impl Arriving {
         };
         match self.shake(&mut socket, door, is_passed_on).await {
             Ok(Ok(())) => {
-                let transport = transport::link(socket, limits).await;
-                LinkTask::new(self.registered, self.wake, transport).run().await;
+                let greeted = Greeted::default();
+                let transport = transport::link(socket, limits, Arc::clone(&greeted)).await;
+                let task = LinkTask::new(self.registered, self.wake, transport);
+                task.saying_when_greeted(greeted).run().await;
             }
             Ok(Err(refused)) => {
                 tracing::debug!(target: "trunkline::hub", link = id.0, why = refused.why, "handshake refused");

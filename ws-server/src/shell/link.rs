@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
@@ -17,7 +18,7 @@ use trunkline_protocol::frame::Frame;
 use super::Shared;
 use super::wake_up::WakeUp;
 use crate::core::LinkId;
-use crate::transport::Violation;
+use crate::transport::{Greeted, Violation};
 
 /// What a link runs on: frames, whole and in order.
 pub(crate) trait Transport:
@@ -71,6 +72,8 @@ pub(super) struct LinkTask<T> {
     registered: Registered,
     wake: Arc<WakeUp>,
     transport: T,
+    /// To be told when the peer has greeted.
+    greeted: Option<Greeted>,
     inbox: Vec<Frame>,
     outbox: VecDeque<Frame>,
     pulled: Vec<Frame>,
@@ -101,6 +104,7 @@ impl<T: Transport> LinkTask<T> {
             registered,
             wake,
             transport,
+            greeted: None,
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             pulled: Vec::new(),
@@ -109,6 +113,11 @@ impl<T: Transport> LinkTask<T> {
             reading: true,
             said_close: false,
         }
+    }
+
+    /// Says when the peer has greeted.
+    pub(super) fn saying_when_greeted(self, greeted: Greeted) -> Self {
+        Self { greeted: Some(greeted), ..self }
     }
 
     /// The link's life.
@@ -139,6 +148,14 @@ impl<T: Transport> LinkTask<T> {
             self.more |= woken;
             if self.wake.is_stopped() {
                 return Poll::Ready(Over::Lost);
+            }
+            // Before it hears so itself.
+            let id = self.id;
+            if woken
+                && let Some(greeted) =
+                    self.greeted.take_if(|_| self.shared.input(|core, _| core.is_greeted(id)))
+            {
+                greeted.store(true, Ordering::Release);
             }
             match self.poll_write(cx) {
                 Err(_) => return Poll::Ready(Over::Lost),

@@ -13,6 +13,7 @@ use trunkline_protocol::frame::Close;
 
 pub(crate) use self::door::Door;
 pub use self::door::{Origin, OriginError};
+pub(crate) use self::guard::Greeted;
 pub(crate) use self::handshake::{Refused, Request, read, refuse};
 pub use self::memory::MemoryLink;
 pub(crate) use self::memory::pair;
