@@ -35,7 +35,7 @@ use std::time::Duration;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use trunkline_server::{Hub, TokenTable};
+use trunkline_server::{Hub, IpNet, TokenTable};
 
 /// In how long a time peers are told to be back, each at a moment of its own.
 const SPREAD: Duration = Duration::from_secs(2);
@@ -58,6 +58,10 @@ struct Args {
     #[cfg(feature = "tls")]
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Believe the reverse proxies in this network, such as `127.0.0.1/32`, about
+    /// the addresses that links come from
+    #[arg(long, value_name = "NETWORK")]
+    trust_proxy: Vec<IpNet>,
     /// Keep accepted commands in this SQLite file; in memory without
     #[cfg(feature = "sqlite")]
     #[arg(long, value_name = "FILE")]
@@ -82,6 +86,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         (None, _) | (_, None) => None,
     };
     let mut hub = Hub::builder();
+    for network in &args.trust_proxy {
+        hub = hub.trust_proxies(*network);
+    }
     if let Some(file) = &args.tokens {
         hub = hub.authenticator(read_tokens(file)?);
     }

@@ -7,6 +7,14 @@ use std::time::Duration;
 use crate::message::{LinkLimits, LinkRates};
 use crate::rate::Rate;
 
+/// Longest greeting, in bytes: all that a hub takes from somebody it does not
+/// know. 16 KiB. No hub has another bound, as an agent must know it before it
+/// has heard anything.
+pub const GREETING_BYTES_MAX: usize = 16 * 1024;
+
+/// Most commands that an agent may hold when it greets.
+pub const HELD_MAX: usize = 1024;
+
 /// The bounds of a hub.
 ///
 /// ```
@@ -20,8 +28,6 @@ pub struct Limits {
     /// Longest message. One per link may be under assembly: this is what a
     /// hostile link can make the hub hold. 1 MiB.
     pub message_bytes_max: usize,
-    /// Longest message before the greeting has succeeded. 16 KiB.
-    pub greeting_bytes_max: usize,
     /// Longest `data` of one terminal message. 16 KiB, so that control never
     /// waits longer than one of these takes to write.
     pub chunk_bytes_max: usize,
@@ -65,6 +71,13 @@ pub struct Limits {
 
     /// Most links at once. About 8 KiB each when idle. 20,000.
     pub links_max: usize,
+    /// Most links from one IPv4 address, or from one IPv6 /64, at once;
+    /// in-memory links are not counted. More are told to try later. 4,096.
+    pub links_per_address: usize,
+    /// How often links from one IPv4 address, or from one IPv6 /64, may end
+    /// without a greeting that was accepted. More are refused for a while
+    /// before anything is read from them. One per second, 50 at once.
+    pub failure_rate: Rate,
     /// Most links of dashboards of one subject at once. 100.
     pub links_per_subject: usize,
     /// Most agents remembered per tenant, present or not. 10,000.
@@ -138,7 +151,6 @@ impl Default for Limits {
         const MIB: usize = 1024 * KIB;
         Self {
             message_bytes_max: MIB,
-            greeting_bytes_max: 16 * KIB,
             chunk_bytes_max: 16 * KIB,
             json_depth_max: 32,
             json_items_max: 16_384,
@@ -159,6 +171,8 @@ impl Default for Limits {
             refresh_grace: Duration::from_secs(30),
 
             links_max: 20_000,
+            links_per_address: 4096,
+            failure_rate: Rate::per_second(1, 50),
             links_per_subject: 100,
             agents_max: 10_000,
             subscriptions_max: 1024,

@@ -12,7 +12,7 @@ use serde_json::Value;
 use trunkline_protocol::close::{Advice, CloseCode};
 use trunkline_protocol::codec::{Rules, decode};
 use trunkline_protocol::frame::Frame;
-use trunkline_protocol::limits::Limits;
+use trunkline_protocol::limits::{GREETING_BYTES_MAX, HELD_MAX, Limits};
 use trunkline_protocol::message::{
     AgentToHub, CommandStatus, DashboardToHub, Direction, ErrorCode, Greeting, HubToAgent,
     HubToDashboard, InterruptStage, Lag, Presence, Refusal,
@@ -246,7 +246,8 @@ fn limits_are_as_told() {
         assert!(protocol.contains(&told), "{told}");
     }
     assert_eq!(limits.json_items_max, 16_384, "told as 16,384");
-    assert_eq!(limits.greeting_bytes_max, 16 * 1024, "told as 16 KiB");
+    assert_eq!(GREETING_BYTES_MAX, 16 * 1024, "told as 16 KiB");
+    assert_eq!(HELD_MAX, 1024, "told as 1,024");
     assert_eq!(limits.spec_bytes_max, 64 * 1024, "told as 64 KiB");
     assert_eq!(limits.log_bytes_per_stream, 8 * 1024 * 1024, "told as 8 MiB");
     assert_eq!(limits.log_bytes_total, 256 * 1024 * 1024, "told as 256 MiB");

@@ -361,10 +361,10 @@ fn greeting() -> impl Strategy<Value = Greeting> {
     let protocols = || vec(any::<u32>(), 0..=16);
     let agent = (
         (protocols(), agent_id(), any::<u128>(), option::of(token())),
-        (about(), 1..=u32::MAX, features(), vec(held(), 0..3)),
+        (about(), 1..=u32::MAX, features(), vec(held(), 0..3), any::<bool>()),
     )
         .prop_map(
-            |((protocols, agent, instance, token), (about, slots, features, commands))| {
+            |((protocols, agent, instance, token), (about, slots, features, commands, more))| {
                 Greeting::Agent(AgentConnect {
                     protocols,
                     agent,
@@ -374,6 +374,7 @@ fn greeting() -> impl Strategy<Value = Greeting> {
                     slots,
                     features,
                     commands,
+                    more,
                 })
             },
         );
@@ -434,6 +435,10 @@ fn interrupt() -> impl Strategy<Value = CommandInterrupt> {
         .prop_map(|(command, attempt, grace_ms)| CommandInterrupt { command, attempt, grace_ms })
 }
 
+fn held_commands() -> impl Strategy<Value = HeldCommands> {
+    (vec(held(), 0..3), any::<bool>()).prop_map(|(commands, more)| HeldCommands { commands, more })
+}
+
 fn log() -> impl Strategy<Value = LogBatch> {
     let level = prop_oneof![Just(LogLevel::Error), Just(LogLevel::Other("fatal".into()))];
     let record = (any::<u64>(), level, text(), text(), btree_map(text(), text(), 0..3)).prop_map(
@@ -489,6 +494,7 @@ fn agent_to_hub() -> impl Strategy<Value = AgentToHub> {
     let lease = || (command_id(), any::<u32>());
     let ended = word(CommandStatus::ALL).prop_filter("final", |status| status.is_final());
     prop_oneof![
+        held_commands().prop_map(AgentToHub::Commands),
         report().prop_map(AgentToHub::Status),
         lease().prop_map(|(command, attempt)| AgentToHub::Accepted(CommandAccepted {
             command,

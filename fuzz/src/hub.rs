@@ -248,7 +248,8 @@ impl Stage {
         self.links.insert(id, Link { peer, instance, ..Link::default() });
         self.peers[peer].link = Some(id);
         let now = names::now(self.now);
-        self.core.handle_opened(id, None, Duration::ZERO, now);
+        self.core.handle_arrived(id, None, now);
+        self.core.handle_opened(id, None, None, now);
         let number = u8::try_from(peer).expect("few peers");
         let greeting = if peer < AGENTS {
             for run in &mut self.peers[peer].runs {
@@ -267,6 +268,7 @@ impl Stage {
                 slots: u32::from(plan.below(3)) + 1,
                 features: vec![Feature::Binary],
                 commands,
+                more: false,
             })
         } else {
             let roster = plan.maybe(|_| self.peers[peer].roster.roster().position()).flatten();

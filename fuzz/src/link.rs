@@ -59,7 +59,8 @@ pub fn run(data: &[u8]) {
         closed: false,
     };
     let now = names::now(hub.now);
-    hub.core.handle_opened(LINK, None, Duration::ZERO, now);
+    hub.core.handle_arrived(LINK, None, now);
+    hub.core.handle_opened(LINK, None, None, now);
     match hub.peer {
         Peer::Stranger => {}
         Peer::Agent => hub.say(

@@ -11,7 +11,7 @@ use trunkline_protocol::codec::{self, Rules};
 use trunkline_protocol::frame::Frame;
 use trunkline_protocol::ids::{CommandId, InstanceId};
 use trunkline_protocol::limits::Limits;
-use trunkline_protocol::message::{Channel, Greeting, Run};
+use trunkline_protocol::message::{AgentToHub, Channel, Greeting, Run};
 use trunkline_protocol::time::Now;
 
 /// One thing that a program does.
@@ -122,6 +122,8 @@ pub struct AgentNode {
     pub twice: BTreeSet<CommandId>,
     /// The attempts that its greetings named.
     pub listed: BTreeSet<(CommandId, u32)>,
+    /// How often it told in parts what it held.
+    pub parts: u32,
     /// What became of each attempt.
     pub fates: BTreeMap<(CommandId, u32), Fate>,
     /// How often its process may put something out, an order to its machine or
@@ -185,6 +187,7 @@ impl AgentNode {
             began: BTreeMap::new(),
             twice: BTreeSet::new(),
             listed: BTreeSet::new(),
+            parts: 0,
             dies_after: None,
             fates: BTreeMap::new(),
             deaths: 0,
@@ -204,6 +207,14 @@ impl AgentNode {
     /// Notes which attempts it says are its own, if this frame is a greeting.
     pub(crate) fn note_greeting(&mut self, frame: &Frame) {
         let Frame::Text(text) = frame else { return };
+        if text.starts_with(br#"{"type":"agent:commands""#) {
+            for message in codec::decode::<AgentToHub>(frame, Rules::from(&Limits::default())) {
+                let message = message.expect("an agent speaks as agreed").message;
+                let AgentToHub::Commands(held) = message else { panic!("it is a list") };
+                self.listed.extend(held.commands.iter().map(|held| (held.command, held.attempt)));
+                self.parts += 1;
+            }
+        }
         if !text.starts_with(br#"{"type":"agent:connect""#) {
             return;
         }

@@ -220,10 +220,7 @@ fn note(
     if let Some((known, of)) = attempts.insert(id, (state.attempt, era))
         && of == era
     {
-        // What a hub without memory heard of it, and could not store, may die
-        // with that hub, too; then it is asked for anew.
-        let is_anew = era > 0 && state.attempt == 0;
-        assert!(known <= state.attempt || is_anew, "the attempt at {id} went back");
+        assert!(known <= state.attempt, "the attempt at {id} went back");
     }
     if state.status.is_final() {
         let since = match finals.get(&id) {

@@ -44,7 +44,7 @@ const S: Duration = Duration::from_secs(1);
 pub type Marks = BTreeSet<&'static str>;
 
 /// All marks there are.
-pub const MARKS: [&str; 27] = [
+pub const MARKS: [&str; 28] = [
     "a command completed",
     "a command failed",
     "a command was interrupted",
@@ -67,6 +67,7 @@ pub const MARKS: [&str; 27] = [
     "a stream was read on over a killed hub",
     "a stream was read on from the stream log",
     "an agent was superseded",
+    "an agent listed in parts what it held",
     "an agent died while it ran something",
     "input arrived",
     "a stalled reader caught up",
@@ -198,11 +199,14 @@ impl Life {
     fn act(&mut self, act: &Act) {
         match act {
             Act::Wait(ms) => self.world.run_for(Duration::from_millis(*ms)),
-            Act::Agent { name, slots, journal } => {
+            Act::Agent { name, slots, journal, wordy } => {
                 let change = |setup: &mut AgentSetup| {
                     setup.slots = *slots;
                     setup.tail_bytes = TAIL_BYTES;
                     setup.tail_hold = 3 * S;
+                    if *wordy {
+                        setup.about.capabilities = vec!["\u{1f6f0}".repeat(60); 64];
+                    }
                 };
                 if *journal {
                     self.world.agent_with_journal(NAMES[*name], change);
@@ -953,6 +957,9 @@ impl Life {
             let is_over = |core: &AgentCore| core.connection().is_over();
             if node.core.as_ref().is_some_and(is_over) {
                 self.marks.insert("an agent was superseded");
+            }
+            if node.parts > 0 {
+                self.marks.insert("an agent listed in parts what it held");
             }
             if node.fates.values().any(|fate| *fate == Fate::Died) {
                 self.marks.insert("an agent died while it ran something");

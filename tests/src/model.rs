@@ -422,7 +422,8 @@ impl Machine {
             Link { up: VecDeque::new(), down: VecDeque::new(), at_hub: true, at_agent: true };
         self.links.insert(self.opened, link);
         let now = self.time();
-        self.hub.handle_opened(LinkId(self.opened), None, Duration::ZERO, now);
+        self.hub.handle_arrived(LinkId(self.opened), None, now);
+        self.hub.handle_opened(LinkId(self.opened), None, None, now);
         self.agent.handle_dialed(Some(Secret::new("token")), now);
     }
 
@@ -494,7 +495,8 @@ impl Machine {
         self.dashboard = LinkId(self.opened);
         self.roster.handle_link();
         let now = self.time();
-        self.hub.handle_opened(self.dashboard, None, Duration::ZERO, now);
+        self.hub.handle_arrived(self.dashboard, None, now);
+        self.hub.handle_opened(self.dashboard, None, None, now);
         let greeting = Greeting::Dashboard(DashboardConnect {
             protocols: PROTOCOLS.to_vec(),
             dashboard: Some("d".parse().expect("a name")),

@@ -25,6 +25,9 @@ pub enum Act {
         slots: u32,
         #[serde(default)]
         journal: bool,
+        /// Its greeting has no room for what it holds.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        wordy: bool,
     },
     /// Another dashboard.
     Dashboard,
@@ -276,7 +279,8 @@ impl Draw<'_> {
     fn agent_called(&mut self, name: usize) -> Act {
         let journal = self.has(Trouble::Journals) && self.rng.random();
         self.names.push(name);
-        Act::Agent { name, slots: self.one(&[1, 1, 1, 2, 3]), journal }
+        let wordy = self.rng.random_ratio(1, 6);
+        Act::Agent { name, slots: self.one(&[1, 1, 1, 2, 3]), journal, wordy }
     }
 
     fn wait(&mut self) -> Act {

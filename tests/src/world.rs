@@ -877,7 +877,8 @@ impl World {
         self.cables.insert(self.serial, cable);
         self.cables_made += 1;
         if let Some(hub) = &mut self.hub {
-            hub.handle_opened(link, None, Duration::ZERO, now);
+            hub.handle_arrived(link, None, now);
+            hub.handle_opened(link, None, None, now);
         }
         if let Some(core) = self.driven(peer) {
             core.dialed(now);

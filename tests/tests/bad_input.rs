@@ -11,11 +11,14 @@
 //! | `frames` | the WebSocket frames |
 //! | `messages` | the JSON in them, and who says it |
 //! | `streams` | offsets, grants, streams of others |
+//! | `admission` | how many there are, and from where |
 //! | `greetings` | who it claims to be, and when |
 //! | `pressure` | how much, how long, how slowly: memory is measured |
 
 #![allow(clippy::unwrap_used, reason = "what does not hold fails the test")]
 
+#[path = "bad_input/admission.rs"]
+mod admission;
 #[path = "bad_input/frames.rs"]
 mod frames;
 #[path = "bad_input/greetings.rs"]

@@ -83,7 +83,7 @@ fn a_life_with_a_death(journal: bool, retry: bool, death: &Act, back: &Act) -> P
     };
     let acts = vec![
         Act::KeepOutput,
-        Act::Agent { name: 0, slots: 1, journal },
+        Act::Agent { name: 0, slots: 1, journal, wordy: false },
         Act::Dashboard,
         Act::Dashboard,
         Act::Wait(1_500),

@@ -15,9 +15,16 @@ use crate::transport;
 ///
 /// Cancel safe: dropping the future drops the socket.
 pub async fn accept(
-    socket: TcpStream,
+    mut socket: TcpStream,
     limits: &Limits,
 ) -> io::Result<impl Stream<Item = io::Result<Frame>> + Sink<Frame, Error = io::Error> + Unpin> {
-    let (link, _) = transport::accept(socket, limits, limits.greeting_timeout).await?;
-    Ok(link)
+    let handshake = async {
+        let request = transport::read(&mut socket, &transport::Door::default()).await?;
+        let request = request.map_err(|refused| io::Error::other(refused.why))?;
+        request.accept(&mut socket).await
+    };
+    tokio::time::timeout(limits.greeting_timeout, handshake).await??;
+    // Nobody greets here.
+    let greeted = transport::Greeted::new(true.into());
+    Ok(transport::link(socket, limits, greeted).await)
 }

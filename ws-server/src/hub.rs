@@ -2,15 +2,14 @@
 
 use std::future::ready;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Sink, Stream};
+pub use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use trunkline_protocol::frame::Frame;
 use trunkline_protocol::ids::HubInstance;
 use trunkline_protocol::limits::Limits;
@@ -21,8 +20,8 @@ use crate::hooks::{
     Anyone, Authenticator, CommandQueue, LogError, LogSink, MemoryQueue, Policy, QueueError,
     StreamLog, WholeTenant,
 };
-use crate::shell::{Shared, run_link};
-use crate::transport::{self, MemoryLink};
+use crate::shell::{Arriving, Shared};
+use crate::transport::{self, Door, MemoryLink, Origin};
 
 /// A running hub. Cloning gives another handle to the same one; when the last
 /// handle is dropped, every link is dropped without a word: see
@@ -31,8 +30,7 @@ use crate::transport::{self, MemoryLink};
 pub struct Hub {
     pub(crate) shared: Arc<Shared>,
     limits: Arc<Limits>,
-    /// Connections in their handshake or beyond.
-    sockets: Arc<Semaphore>,
+    door: Arc<Door>,
     _last: Arc<Last>,
 }
 
@@ -71,6 +69,7 @@ pub struct HubBuilder {
     queue: Arc<dyn CommandQueue>,
     stream_log: Option<Arc<dyn StreamLog>>,
     log_sink: Option<Arc<dyn LogSink>>,
+    door: Door,
 }
 
 impl std::fmt::Debug for HubBuilder {
@@ -128,6 +127,39 @@ impl HubBuilder {
         self
     }
 
+    /// Lets pages of this origin connect, beside those that the hub's own host
+    /// serves. A browser says which page it is that connects; a page from
+    /// anywhere else is refused with HTTP status 403. Programs are not asked.
+    #[must_use]
+    pub fn allow_origin(mut self, origin: Origin) -> Self {
+        self.door.origins.push(origin);
+        self
+    }
+
+    /// Believes the proxies in this network where they say, in
+    /// `X-Forwarded-For`, that a link comes from: limits per address then count
+    /// the last address that is not such a proxy's. Of others the header is not
+    /// looked at.
+    ///
+    /// Without it all links of a proxy count as coming from its one address.
+    #[must_use]
+    pub fn trust_proxies(mut self, network: IpNet) -> Self {
+        self.door.proxies.push(network);
+        self
+    }
+
+    /// Takes a token from the URL, too: `?access_token=…` (RFC 6750 §2.3).
+    ///
+    /// Off unless switched on, and better left so: URLs stand in the logs of
+    /// every proxy on the way and in the histories of browsers. A page can show
+    /// its token as a subprotocol instead, as `trunkline.bearer.` and the token
+    /// in base64url without padding beside `trunkline.v1`, or in its greeting.
+    #[must_use]
+    pub fn query_tokens(mut self, allowed: bool) -> Self {
+        self.door.query_tokens = allowed;
+        self
+    }
+
     /// Loads the queue and the stream log, and starts the hub's timer on the
     /// present runtime.
     ///
@@ -156,6 +188,12 @@ impl HubBuilder {
             ),
             name => tracing::info!(target: "trunkline::hub", authenticator = name, "hub starts"),
         }
+        if self.door.query_tokens {
+            tracing::warn!(
+                target: "trunkline::hub",
+                "tokens are taken from URLs, which proxies write into their logs"
+            );
+        }
         let setup = Setup {
             limits: self.limits.clone(),
             policy: self.policy,
@@ -176,9 +214,8 @@ impl HubBuilder {
             limits.close_timeout,
         );
         tokio::spawn(Arc::clone(&shared).run_timer());
-        // A few more than links: a newcomer is told why it may not stay.
-        let sockets = Arc::new(Semaphore::new(limits.links_max + 64));
-        Ok(Hub { limits, sockets, _last: Arc::new(Last(Arc::clone(&shared))), shared })
+        let door = Arc::new(self.door);
+        Ok(Hub { limits, door, _last: Arc::new(Last(Arc::clone(&shared))), shared })
     }
 }
 
@@ -192,6 +229,7 @@ impl Hub {
             queue: Arc::new(MemoryQueue::new()),
             stream_log: None,
             log_sink: None,
+            door: Door::default(),
         }
     }
 
@@ -259,55 +297,63 @@ impl Hub {
                 return Ok(());
             }
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, peer)) => self.serve_socket(socket, |socket| open(socket, peer)),
-                    Err(error) if is_passing(&error) => {
-                        tracing::warn!(target: "trunkline::hub", %error, "accept failed");
-                        // Out of descriptors, say: some may be free in a moment.
-                        self.shared.pause(Duration::from_millis(50)).await;
-                    }
-                    Err(error) => return Err(error),
-                },
-                () = ended => {}
-            }
+                           accepted = listener.accept() => match accepted {
+                               Ok((socket, peer)) => {
+            self.serve_socket(socket, peer.ip(), |socket| open(socket, peer)); }
+                               Err(error) if is_passing(&error) => {
+                                   tracing::warn!(target: "trunkline::hub", %error, "accept failed");
+                                   // Out of descriptors, say: some may be free in a moment.
+                                   self.shared.pause(Duration::from_millis(50)).await;
+                               }
+                               Err(error) => return Err(error),
+                           },
+                           () = ended => {}
+                       }
         }
     }
 
-    fn serve_socket<Fut, S>(&self, socket: TcpStream, open: impl FnOnce(TcpStream) -> Fut)
-    where
+    fn serve_socket<Fut, S>(
+        &self,
+        socket: TcpStream,
+        peer: IpAddr,
+        open: impl FnOnce(TcpStream) -> Fut,
+    ) where
         Fut: Future<Output = io::Result<S>> + Send + 'static,
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Ok(place) = Arc::clone(&self.sockets).try_acquire_owned() else {
-            return; // dropped: there is not even room to say so
-        };
-        let shared = Arc::clone(&self.shared);
-        let limits = Arc::clone(&self.limits);
-        #[expect(clippy::disallowed_methods, reason = "the shell is where the clock is read")]
-        let since = Instant::now();
+        let Some(arrival) = self.arrive(peer) else { return };
         // Small messages are gathered here, and must not wait in the kernel.
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(target: "trunkline::hub", %error, "TCP_NODELAY not set");
         }
-        let opening = open(socket);
-        tokio::spawn(async move {
-            let _place = place;
-            let accepting = async {
-                let socket = tokio::time::timeout(limits.greeting_timeout, opening).await??;
-                let left = limits.greeting_timeout.saturating_sub(since.elapsed());
-                transport::accept(socket, &limits, left).await
-            };
-            match accepting.await {
-                Ok((link, token)) => {
-                    if let Some(life) = run_link(&shared, link, token, since.elapsed()) {
-                        life.await;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(target: "trunkline::hub", %error, "handshake failed");
-                }
-            }
-        });
+        tokio::spawn(arrival.serve(open(socket)));
+    }
+
+    /// Somebody has connected whose socket you have accepted yourself, from
+    /// `peer`: what [`serve`](Self::serve) does for each, for those who wrap
+    /// sockets before they are served, in TLS say. `None` once the hub has
+    /// ended: drop the socket then.
+    ///
+    /// ```no_run
+    /// # async fn wrap(socket: tokio::net::TcpStream) -> std::io::Result<tokio::net::TcpStream> {
+    /// #     Ok(socket)
+    /// # }
+    /// # async fn example(hub: trunkline_server::Hub) -> std::io::Result<()> {
+    /// let listener = tokio::net::TcpListener::bind("[::]:7070").await?;
+    /// loop {
+    ///     let (socket, peer) = listener.accept().await?;
+    ///     let Some(arrival) = hub.arrive(peer.ip()) else { return Ok(()) };
+    ///     socket.set_nodelay(true)?;
+    ///     tokio::spawn(arrival.serve(wrap(socket)));
+    /// }
+    /// # }
+    /// ```
+    pub fn arrive(&self, peer: IpAddr) -> Option<Arrival> {
+        let is_passed_on = self.door.is_proxy(peer);
+        let address = (!is_passed_on).then_some(peer);
+        let arriving = Arriving::new(&self.shared, address)?;
+        let (limits, door) = (Arc::clone(&self.limits), Arc::clone(&self.door));
+        Some(Arrival { arriving, limits, door, is_passed_on })
     }
 
     /// Attaches a transport of your own: a stream and a sink of whole frames.
@@ -322,8 +368,8 @@ impl Hub {
             + Unpin
             + 'static,
     {
-        if let Some(life) = run_link(&self.shared, transport, token, Duration::ZERO) {
-            tokio::spawn(life);
+        if let Some(arriving) = Arriving::new(&self.shared, None) {
+            tokio::spawn(arriving.run(transport, token));
         }
     }
 
@@ -365,6 +411,41 @@ impl Hub {
             tracing::warn!(target: "trunkline::hub", links = self.links(), "closed without their leave");
         }
         self.shared.stop();
+    }
+}
+
+/// Somebody who has connected: has a place among the hub's links, and
+/// `greeting_timeout` from now until a greeting is accepted. Dropping it gives
+/// the place back.
+pub struct Arrival {
+    arriving: Arriving,
+    limits: Arc<Limits>,
+    door: Arc<Door>,
+    is_passed_on: bool,
+}
+
+impl std::fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arrival").finish_non_exhaustive()
+    }
+}
+
+impl Arrival {
+    /// Serves a WebSocket over `socket`, from its handshake to the end of the
+    /// link. `socket` may take its time, in a TLS handshake say: that is part
+    /// of the greeting's.
+    ///
+    /// Who is turned away, because there are too many links or because the
+    /// time is over, is told so in HTTP if `socket` is there already; otherwise
+    /// the future is dropped.
+    ///
+    /// Cancel safe: dropping it drops the link.
+    pub async fn serve<S>(self, socket: impl Future<Output = io::Result<S>>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { arriving, limits, door, is_passed_on } = self;
+        arriving.serve(socket, &limits, &door, is_passed_on).await;
     }
 }
 

@@ -39,6 +39,6 @@ pub use hooks::{
     MemoryQueue, MemoryStreamLog, Permission, Policy, QueueError, Role, RolePolicy, StreamLog,
     TokenTable, TracingLogSink,
 };
-pub use hub::{Hub, HubBuilder, StartError};
-pub use transport::{MemoryLink, Violation};
+pub use hub::{Arrival, Hub, HubBuilder, IpNet, StartError};
+pub use transport::{MemoryLink, Origin, OriginError, Violation};
 pub use trunkline_protocol as protocol;

@@ -38,7 +38,8 @@ fn core() -> Core {
 #[test]
 fn a_link_closed_while_the_hub_drains_still_hears_why() {
     let mut core = core();
-    core.handle_opened(LINK, None, Duration::ZERO, at(0));
+    core.handle_arrived(LINK, None, at(0));
+    core.handle_opened(LINK, None, None, at(0));
     core.handle_drain(Duration::from_secs(1), at(1));
     let close = Close::new(CloseCode::Protocol, "not WebSocket");
     core.handle_violation(LINK, close.clone(), at(1));
@@ -53,7 +54,8 @@ fn a_link_closed_while_the_hub_drains_still_hears_why() {
 #[test]
 fn a_request_on_a_link_that_is_being_flushed_is_answered() {
     let mut core = core();
-    core.handle_opened(LINK, None, Duration::ZERO, at(0));
+    core.handle_arrived(LINK, None, at(0));
+    core.handle_opened(LINK, None, None, at(0));
     say(&mut core, r#"{"type":"dashboard:connect","payload":{"protocols":[1]}}"#);
     let identity = Identity::new("t".parse().expect("a name"), "somebody");
     core.handle_authenticated(LINK, Ok(identity), at(0));
@@ -81,7 +83,8 @@ fn a_request_on_a_link_that_is_being_flushed_is_answered() {
 #[test]
 fn a_grant_at_the_end_of_all_offsets_can_be_read() {
     let mut core = core();
-    core.handle_opened(LINK, None, Duration::ZERO, at(0));
+    core.handle_arrived(LINK, None, at(0));
+    core.handle_opened(LINK, None, None, at(0));
     // A stream of which nearly all is gone.
     say(
         &mut core,
@@ -141,7 +144,8 @@ fn limits_without_end_are_no_accident() {
         streams: None,
     };
     let mut core = Core::new(setup, at(5));
-    core.handle_opened(LINK, None, Duration::ZERO, at(5));
+    core.handle_arrived(LINK, None, at(5));
+    core.handle_opened(LINK, None, None, at(5));
     say(&mut core, r#"{"type":"dashboard:connect","payload":{"protocols":[1]}}"#);
     let identity = Identity::new("t".parse().expect("a name"), "somebody");
     core.handle_authenticated(LINK, Ok(identity), at(6));

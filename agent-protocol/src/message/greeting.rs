@@ -87,9 +87,25 @@ pub struct AgentConnect {
     )]
     pub features: Vec<Feature>,
     /// Every command it still holds: accepted, running, or ended and not yet
-    /// settled, and ended ones whose output it still has.
+    /// settled, and ended ones whose output it still has. As many as a greeting
+    /// has room for, which is at most
+    /// [`GREETING_BYTES_MAX`](crate::limits::GREETING_BYTES_MAX) long.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<HeldCommand>,
+    /// It holds more: [`HeldCommands`] follow the ack.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+}
+
+/// `agent:commands`: what the greeting had no room for. The first thing that
+/// an agent says after the ack if its greeting had `more`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeldCommands {
+    /// Further commands that it holds.
+    pub commands: Vec<HeldCommand>,
+    /// Still more follow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 fn one() -> u32 {

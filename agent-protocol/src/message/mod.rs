@@ -173,6 +173,7 @@ direction! {
 direction! {
     /// What an agent says to the hub after the greeting.
     AgentToHub {
+        "agent:commands" => Commands(HeldCommands),
         "agent:status" => Status(AgentReport),
         "command:accepted" => Accepted(CommandAccepted),
         "command:started" => Started(CommandStarted),

@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::interval;
 
 use crate::raw::{BINARY, CLOSE, CONTINUE, FIN, Heard, PING, PONG, TEXT, close, frame, head, text};
-use crate::stage::{Stage, limits};
+use crate::stage::{Stage, agent_greeting, limits};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -216,8 +216,8 @@ async fn a_message_begun_and_never_ended() {
         (4400, "a header, no mask", vec![FIN | TEXT, 0x85]),
         (
             4400,
-            "a megabyte declared, four bytes sent",
-            [head(FIN | TEXT, MIB), b"    ".to_vec()].concat(),
+            "16 KiB declared, four bytes sent",
+            [head(FIN | TEXT, 16 * 1024), b"    ".to_vec()].concat(),
         ),
         (4400, "half a ping", head(FIN | PING, 10)),
         (4400, "a fragment and a ping", [frame(TEXT, b"{"), frame(FIN | PING, b"")].concat()),
@@ -229,6 +229,31 @@ async fn a_message_begun_and_never_ended() {
     guest.send(&[text(whole), head(FIN | TEXT, 100), b"{".to_vec()].concat()).await.unwrap();
     guest.until("heartbeat:pong").await;
     guest.closed(4400).await;
+    let mut guest = stage.guest_dashboard("guest").await;
+    guest.send(&[head(FIN | TEXT, MIB), b"    ".to_vec()].concat()).await.unwrap();
+    guest.closed(4400).await;
+    stage.goes_on_alone().await;
+}
+
+/// A stranger may take up no more than a greeting's worth, by its own word.
+#[tokio::test]
+async fn a_stranger_that_declares_more_than_a_greeting() {
+    let mut stage = Stage::new().await;
+    let piece = [head(CONTINUE, 4096), vec![b' '; 4096]].concat();
+    for attack in [
+        head(FIN | TEXT, 19 * 1024),
+        head(FIN | BINARY, MIB),
+        [frame(TEXT, b"{"), piece.repeat(5)].concat(),
+        [frame(TEXT, b""), frame(CONTINUE, b"").repeat(4000)].concat(),
+    ] {
+        let mut stranger = stage.stranger().await;
+        let _ = stranger.send(&attack).await;
+        stranger.closed(1009).await;
+    }
+    let long = agent_greeting("guest").replace('}', &format!("{}}}", " ".repeat(9000)));
+    let mut stranger = stage.stranger().await;
+    stranger.say(&long).await;
+    stranger.closed(1009).await;
     stage.goes_on_alone().await;
 }
 

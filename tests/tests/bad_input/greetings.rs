@@ -9,8 +9,8 @@ use trunkline_server::{Anyone, AuthError, Authenticator, Credentials, Hub, Ident
 
 use crate::raw::{BINARY, FIN, Heard, PATIENCE, frame, text, word};
 use crate::stage::{
-    COMMAND, GUEST_STREAM, STREAM, Stage, agent_greeting, dashboard_greeting, limits, output,
-    request, start, subscribe,
+    COMMAND, GUEST_COMMAND, GUEST_STREAM, STREAM, Stage, agent_greeting, dashboard_greeting,
+    limits, output, request, start, subscribe,
 };
 
 #[tokio::test]
@@ -46,8 +46,6 @@ async fn something_else_first() {
         (dashboard_greeting(&"x".repeat(129)), "invalid_message"),
         (agent_greeting("../honest"), "invalid_message"),
         (agent_greeting("honest").replace("0191d4a8", "0191D4A8"), "invalid_message"),
-        // 16 KiB is a long token; nobody is known yet who may say more.
-        (greeting.replace("token-of-guest", &"x".repeat(17_000)), "invalid_message"),
     ];
     for (json, code) in cases {
         let mut stranger = stage.stranger().await;
@@ -267,26 +265,39 @@ async fn an_agent_cannot_claim_what_is_anothers() {
 #[tokio::test]
 async fn an_agent_that_holds_too_much() {
     let mut stage = Stage::new().await;
-    let greeting = |from: u32, to: u32, instance: u32| {
+    let greeting =
+        agent_greeting("guest").replace(r#""protocols":[1]"#, r#""protocols":[1],"more":true"#);
+    let held = |from: u32, to: u32, more: bool| {
         let held = |n: u32| {
             format!(
                 r#"{{"command":"0191d4a8-5a3c-7f00-8000-{n:012x}","attempt":1,"status":"dispatched","spec":{{"run":{{"text":"x"}}}}}}"#
             )
         };
         let held = (from..to).map(held).collect::<Vec<_>>().join(",");
-        agent_greeting("guest")
-            .replace(r#""protocols":[1]"#, &format!(r#""protocols":[1],"commands":[{held}]"#))
-            .replace("00000000001a", &format!("{instance:012x}"))
+        format!(r#"{{"type":"agent:commands","payload":{{"commands":[{held}],"more":{more}}}}}"#)
     };
     let mut guest = stage.stranger().await;
-    guest.say(&greeting(0, 1025, 1)).await;
+    guest.say(&greeting).await;
+    guest.until("connection:ack").await;
+    guest.say(&held(0, 1000, true)).await;
+    guest.say(&held(1000, 1025, false)).await;
+    guest.closed(1009).await;
+    // Nor in bytes.
+    let mut guest = stage.stranger().await;
+    guest.say(&greeting).await;
+    guest.until("connection:ack").await;
+    for _ in 0..2 {
+        let long = held(0, 1, true).replace("more", &format!("{}\":0,\"more", "x".repeat(600_000)));
+        guest.say(&long).await;
+    }
     guest.closed(1009).await;
     // Nor by coming back with others again and again.
     let mut running = 0;
     for round in 0..3 {
         let mut guest = stage.stranger().await;
-        guest.say(&greeting(round * 1000, round * 1000 + 1000, 1)).await;
+        guest.say(&greeting).await;
         guest.until("connection:ack").await;
+        guest.say(&held(round * 1000, round * 1000 + 1000, false)).await;
         guest.lives(1).await;
         let mut witness = stage.guest_dashboard("witness").await;
         running = loop {
@@ -300,18 +311,56 @@ async fn an_agent_that_holds_too_much() {
     stage.goes_on().await;
 }
 
+/// Nothing is about a command that the hub cannot know yet.
 #[tokio::test]
-async fn a_link_too_many() {
-    let limits = trunkline_server::protocol::limits::Limits { links_max: 4, ..limits() };
-    let mut stage = Stage::of(Hub::builder().limits(limits)).await;
-    let first = stage.guest_dashboard("first").await;
-    let second = stage.guest_dashboard("second").await;
-    let mut third = stage.stranger().await;
-    third.closed(1013).await;
-    drop((first, second));
+async fn an_agent_that_goes_on_before_it_has_listed_what_it_holds() {
+    let mut stage = Stage::new().await;
+    let greeting =
+        agent_greeting("guest").replace(r#""protocols":[1]"#, r#""protocols":[1],"more":true"#);
+    let rest = r#"{"type":"agent:commands","payload":{"commands":[]}}"#;
+    for early in [
+        text(r#"{"type":"agent:status","payload":{}}"#),
+        text(&output(GUEST_STREAM, 0, "early")),
+        frame(FIN | BINARY, b"early"),
+    ] {
+        let mut guest = stage.stranger().await;
+        guest.say(&greeting).await;
+        guest.until("connection:ack").await;
+        guest.send(&early).await.unwrap();
+        guest.closed(4400).await;
+    }
+    // Until then it is given nothing; a ping may come, and is answered.
+    let mut guest = stage.stranger().await;
+    guest.say(&greeting).await;
+    guest.until("connection:ack").await;
+    stage.dashboard.say(&request("guest-request", GUEST_COMMAND, "guest")).await;
+    stage.dashboard.until("ok").await;
+    guest.say(r#"{"type":"heartbeat:ping","payload":{"n":5}}"#).await;
+    match guest.hear().await {
+        Heard::Text(json) => assert!(json.contains("heartbeat:pong"), "{json}"),
+        other => panic!("{other:?}"),
+    }
+    guest.say(rest).await;
+    guest.until("command:execute").await;
+    // Once is enough.
+    guest.say(rest).await;
+    let refused = guest.until("error").await;
+    assert!(refused.contains("invalid_message"), "{refused}");
+    guest.lives(1).await;
+    drop(guest);
     stage.goes_on_alone().await;
-    let mut fourth = stage.guest_dashboard("fourth").await;
-    fourth.lives(1).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_never_lists_the_rest() {
+    let mut stage = Stage::new().await; // 300 ms for a message
+    let greeting =
+        agent_greeting("guest").replace(r#""protocols":[1]"#, r#""protocols":[1],"more":true"#);
+    let mut guest = stage.stranger().await;
+    guest.say(&greeting).await;
+    guest.until("connection:ack").await;
+    guest.closed(4408).await;
+    stage.goes_on_alone().await;
 }
 
 #[tokio::test]

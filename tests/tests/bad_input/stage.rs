@@ -39,6 +39,7 @@ pub(crate) fn limits() -> Limits {
         refresh_rate: Rate::UNLIMITED,
         message_rate: Rate::UNLIMITED,
         piece_rate: Rate::UNLIMITED,
+        failure_rate: Rate::UNLIMITED,
         ..Limits::default()
     }
 }

@@ -214,7 +214,8 @@ impl Stage {
                 self.links += 1;
                 let link = LinkId(self.links);
                 self.link = Some(link);
-                self.hub.handle_opened(link, None, Duration::ZERO, at(self.now));
+                self.hub.handle_arrived(link, None, at(self.now));
+                self.hub.handle_opened(link, None, None, at(self.now));
                 self.agent.handle_dialed(None, at(self.now));
             }
             Some(DialAction::HangUp) => self.loses_the_link(),

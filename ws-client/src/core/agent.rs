@@ -41,8 +41,8 @@ use trunkline_protocol::limits::Limits;
 use trunkline_protocol::liveness::{Due, Liveness};
 use trunkline_protocol::message::{
     AgentAbout, AgentConnect, AgentReport, AgentToHub, Channel, CommandSpec, ConnectionAck,
-    ControlAction, Disconnect, Envelope, ErrorCode, Feature, HeartbeatBeat, HubToAgent, LinkLimits,
-    LogRecord, Peer, RefreshToken, Refusal, Secret,
+    ControlAction, Disconnect, Envelope, ErrorCode, Feature, HeartbeatBeat, HeldCommand,
+    HubToAgent, LinkLimits, LogRecord, Peer, RefreshToken, Refusal, Secret,
 };
 use trunkline_protocol::stream::Coalescing;
 use trunkline_protocol::time::Now;
@@ -141,8 +141,8 @@ pub enum AgentOutput {
 #[derive(Debug)]
 enum Link {
     None,
-    /// `None` once the greeting is out.
-    Greeting(Option<Box<AgentConnect>>),
+    /// `None` once the greeting is out; and what it had no room for.
+    Greeting(Option<Box<AgentConnect>>, Vec<HeldCommand>),
     Up(Box<Up>),
     /// This side has ended it: only these last frames go out.
     Closing {
@@ -384,8 +384,9 @@ impl AgentCore {
         for (id, held) in &mut self.commands {
             held.handle_greeting(listed.iter().any(|listed| listed.command == *id));
         }
-        let greeting = greeting::greeting(&self.setup, self.instance, token, listed);
-        self.link = Link::Greeting(Some(Box::new(greeting)));
+        let mut greeting = greeting::greeting(&self.setup, self.instance, token);
+        let rest = greeting::fill(&mut greeting, listed);
+        self.link = Link::Greeting(Some(Box::new(greeting)), rest);
     }
 
     /// No link could be made.
@@ -411,14 +412,15 @@ impl AgentCore {
                 (Ok(Envelope { id, message, .. }), Link::Up(_)) => {
                     self.handle_message(id, message, now);
                 }
-                (Ok(Envelope { message: HubToAgent::Ack(ack), .. }), Link::Greeting(_)) => {
-                    self.handle_ack(ack, now);
+                (Ok(Envelope { message: HubToAgent::Ack(ack), .. }), Link::Greeting(_, rest)) => {
+                    let rest = std::mem::take(rest);
+                    self.handle_ack(ack, rest, now);
                 }
-                (Ok(Envelope { message: HubToAgent::Error(refusal), .. }), Link::Greeting(_)) => {
+                (Ok(Envelope { message: HubToAgent::Error(refusal), .. }), Link::Greeting(..)) => {
                     // The close that follows says what to do.
                     tracing::warn!(target: "trunkline::client", code = %refusal.code, message = %refusal.message, "greeting refused");
                 }
-                (Ok(_) | Err(_), Link::Greeting(_)) => {
+                (Ok(_) | Err(_), Link::Greeting(..)) => {
                     self.hang_up(Close::new(CloseCode::Violation, "no acknowledgement"));
                 }
                 (Err(invalid), Link::Up(_)) => {
@@ -477,7 +479,7 @@ impl AgentCore {
             Link::Up(up) => (Some(up.liveness.deadline()), true),
             // Without a time yet: that is set at once.
             Link::Closing { until, .. } => (Some(until.unwrap_or_default()), false),
-            Link::None | Link::Greeting(_) => (None, false),
+            Link::None | Link::Greeting(..) => (None, false),
         };
         let stopping = self.stopping.filter(|_| !self.dialing.is_over());
         let hold = self.setup.tail_hold;
@@ -521,7 +523,7 @@ impl AgentCore {
         let control = match &mut self.link {
             Link::None => return None,
             Link::Closing { last, .. } => return last.pop_front(),
-            Link::Greeting(greeting) => return greeting.take().map(|it| greeting::encode(*it)),
+            Link::Greeting(greeting, _) => return greeting.take().map(|it| greeting::encode(*it)),
             Link::Up(up) => up.control.pop_front(),
         };
         let control = control.or_else(|| self.poll_latest(now.monotonic));
@@ -551,7 +553,7 @@ impl AgentCore {
         self.poll_input_taken().or_else(|| self.poll_report())
     }
 
-    fn handle_ack(&mut self, ack: ConnectionAck, now: Now) {
+    fn handle_ack(&mut self, ack: ConnectionAck, rest: Vec<HeldCommand>, now: Now) {
         let Peer::Agent(me) = ack.peer else {
             let close = Close::new(CloseCode::Violation, "the acknowledgement is for a dashboard");
             self.hang_up(close);
@@ -574,6 +576,10 @@ impl AgentCore {
         self.report_unsaid = self.report.is_some();
         if let Some(logs) = &mut self.logs {
             logs.handle_link();
+        }
+        // First of all: what follows is about commands that it knows then.
+        for part in greeting::parts(rest) {
+            self.say(AgentToHub::Commands(part));
         }
         self.tell_news(ack.limits.grant_bytes);
     }
@@ -675,7 +681,7 @@ impl AgentCore {
                 self.dialing.stop(now);
                 return;
             }
-            Link::Greeting(_) | Link::Closing { .. } => {}
+            Link::Greeting(..) | Link::Closing { .. } => {}
             Link::Up(up) => {
                 last = up.control;
                 let goodbye = AgentToHub::Disconnect(Disconnect { reason: None });

@@ -7,21 +7,19 @@ use std::time::Duration;
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::Close;
 use trunkline_protocol::ids::{AgentId, CommandId, InstanceId, StreamId};
+use trunkline_protocol::limits::HELD_MAX;
 use trunkline_protocol::message::{
     AgentAbout, AgentConnect, AgentReport, AgentState, CommandStatus, HeldCommand, HubToAgent,
     Presence, Priority, QueueState, TerminalInputTaken,
 };
 
 use super::deadlines::Due;
-use super::link::LinkId;
+use super::link::{LinkId, Listing, State};
 use super::rights::Labels;
 use super::subjects::Usage;
 use super::tenant::Tenant;
 use super::wires::Wires;
 use crate::hooks::Identity;
-
-/// Commands that a returning agent may list.
-pub(super) const HELD_MAX: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Agent {
@@ -61,6 +59,8 @@ pub(super) struct Seen {
     about: AgentAbout,
     report: AgentReport,
     standing: Standing,
+    /// Until it has listed all that it holds, it is given nothing.
+    is_listing: bool,
     /// The newest of its links so far.
     latest: LinkId,
     since_ms: u64,
@@ -100,7 +100,8 @@ impl Agent {
 
     /// Whether a queued command could start now.
     pub(super) fn has_free_slot(&self) -> bool {
-        let slots = self.seen.as_ref().map_or(0, |seen| seen.slots as usize);
+        let known = self.seen.as_ref().filter(|seen| !seen.is_listing);
+        let slots = known.map_or(0, |seen| seen.slots as usize);
         self.link().is_some() && self.held.len() < slots
     }
 }
@@ -148,6 +149,7 @@ impl Tenant {
             about: greeting.about.clone(),
             report,
             standing: Standing::Here(link),
+            is_listing: true,
             latest: link,
             since_ms: wires.now.wall_ms,
         });
@@ -182,9 +184,41 @@ impl Tenant {
         Ok(())
     }
 
+    /// What a returning agent holds: some of it, or the rest.
+    pub(super) fn handle_listed(
+        &mut self,
+        wires: &mut Wires,
+        link: LinkId,
+        id: &AgentId,
+        held: Vec<HeldCommand>,
+        more: bool,
+    ) {
+        let bytes_max = wires.limits.message_bytes_max;
+        let mut listing = Listing::default();
+        if let Some(State::Agent(agent)) = wires.links.get_mut(&link).map(|link| &mut link.state) {
+            listing = agent.listing.take().unwrap_or_default();
+        }
+        listing.commands.extend(held);
+        if listing.commands.len() > HELD_MAX || listing.bytes > bytes_max {
+            wires.close(link, Close::new(CloseCode::TooBig, "too many held commands"));
+            return;
+        }
+        if more {
+            if let Some(State::Agent(agent)) = wires.links.get_mut(&link).map(|it| &mut it.state) {
+                agent.listing = Some(listing);
+            }
+            return;
+        }
+        wires.deadlines.cancel(&Due::Greeting(link));
+        if let Some(seen) = self.agents.get_mut(id).and_then(|agent| agent.seen.as_mut()) {
+            seen.is_listing = false;
+        }
+        self.reconcile(wires, id, &listing.commands);
+    }
+
     /// What a returning agent holds, against what this hub believes. Nothing
     /// is guessed from timing: only from what is listed, and by which process.
-    pub(super) fn reconcile(&mut self, wires: &mut Wires, id: &AgentId, held: &[HeldCommand]) {
+    fn reconcile(&mut self, wires: &mut Wires, id: &AgentId, held: &[HeldCommand]) {
         let Some(agent) = self.agents.get(id) else { return };
         let (Some(link), Some(seen)) = (agent.link(), &agent.seen) else { return };
         let instance = seen.instance;

@@ -19,6 +19,7 @@ use std::time::Duration;
 use trunkline_protocol::ids::{
     AgentId, CommandId, DashboardId, InstanceId, RequestId, StreamId, TenantId,
 };
+use trunkline_protocol::limits::HELD_MAX;
 use trunkline_protocol::message::{
     Accepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting,
     CommandRequest, CommandSettled, CommandStarted, CommandState, CommandStatus, EmergencyStop,
@@ -27,7 +28,6 @@ use trunkline_protocol::message::{
 };
 
 use super::agents::Agent;
-use super::agents::HELD_MAX;
 use super::deadlines::Due;
 use super::link::LinkId;
 use super::tenant::Tenant;
@@ -88,19 +88,20 @@ enum Stage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Storing {
     Accept,
-    Adopt,
+    Adopt(Adopted),
     Lease,
     Settle,
 }
 
-/// What an agent told of a command that the queue did not know: it could not
-/// keep how that ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an agent told of a command, and the queue does not have: until it has,
+/// it could not keep how the command ends, and nobody is shown what the next
+/// hub may not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Adopted {
+    /// That this attempt of it is under way, at this process.
+    Lease,
     /// All of it.
     Whole,
-    /// That an attempt of it is under way.
-    Lease,
 }
 
 #[derive(Debug)]
@@ -201,6 +202,11 @@ impl Command {
     /// The queue has been told everything, and has answered.
     fn is_stored(&self) -> bool {
         self.storing.is_none() && self.adopted.is_none()
+    }
+
+    /// The queue does not have what an agent told.
+    fn is_being_adopted(&self) -> bool {
+        self.adopted.is_some() || matches!(self.storing, Some(Storing::Adopt(_)))
     }
 
     /// Notes that the stream is the output of an attempt, if it may be: an
@@ -501,13 +507,17 @@ impl Tenant {
                     self.answer_error(wires, &dashboard, request, refusal);
                 }
             }
-            (Storing::Adopt, true) => {
-                command.adopted = None;
+            (Storing::Adopt(_), true) => {
                 let agent = command.request.agent.clone();
+                self.publish_command(wires, id);
                 self.advance(wires, id);
                 self.dispatch(wires, &agent);
             }
-            (Storing::Adopt | Storing::Settle, false) => {
+            (Storing::Adopt(adopted), false) => {
+                command.adopted = command.adopted.max(Some(adopted));
+                wires.in_time(Due::Store(self.id.clone(), id), STORE_RETRY);
+            }
+            (Storing::Settle, false) => {
                 wires.in_time(Due::Store(self.id.clone(), id), STORE_RETRY);
             }
             (Storing::Lease, true) => self.leased(wires, id),
@@ -531,8 +541,8 @@ impl Tenant {
         if command.storing.is_some() || command.stage == Stage::Final {
             return;
         }
-        let (storing, change) = if let Some(adopted) = command.adopted {
-            (Storing::Adopt, command.adoption(&self.id, adopted))
+        let (storing, change) = if let Some(adopted) = command.adopted.take() {
+            (Storing::Adopt(adopted), command.adoption(&self.id, adopted))
         } else if let Some(ending) = command.ending.clone() {
             let settled = QueueChange::Settled {
                 tenant: self.id.clone(),
@@ -671,14 +681,15 @@ impl Tenant {
         self.wake_followers(wires);
     }
 
-    /// Lists the command as it now is. One that is not stored yet is not
-    /// listed, and neither is one that has ended while this hub did not know
-    /// of it: nobody is to see it run again.
+    /// Lists the command as it now is. What is not stored yet is not listed,
+    /// and neither is a command that has ended while this hub did not know of
+    /// it: nobody is to see it run again.
     pub(super) fn publish_command(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get(&id) else { return };
         let agent = self.agents.get(&command.request.agent);
         let is_relearnt = agent.is_some_and(|agent| agent.relearnt.contains(&id));
-        if command.stage != Stage::Accepting && !is_relearnt {
+        let is_stored = command.stage != Stage::Accepting && !command.is_being_adopted();
+        if is_stored && !is_relearnt {
             self.ledger.set_command(command.state());
             self.wake_followers(wires);
         }
@@ -856,8 +867,12 @@ impl Tenant {
                 self.publish_queue(wires, agent);
             }
             Stage::Dispatched | Stage::Running => {
-                command.instance = Some(instance);
+                let known = (command.instance.replace(instance), command.attempt);
                 command.attempt = held.attempt; // not lower; it knows best
+                if known != (Some(instance), held.attempt) {
+                    command.adopted = command.adopted.max(Some(Adopted::Lease));
+                    self.advance(wires, id);
+                }
             }
             // Being stored as waiting, or as leased to a process that may not be
             // this one.

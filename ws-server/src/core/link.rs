@@ -7,9 +7,12 @@ use std::time::Duration;
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::ids::{AgentId, DashboardId, RequestId, StreamId, TenantId};
 use trunkline_protocol::liveness::Liveness;
-use trunkline_protocol::message::{Greeting, Lag, Secret, Target, TerminalSubscription};
+use trunkline_protocol::message::{
+    Greeting, HeldCommand, Lag, Secret, Target, TerminalSubscription,
+};
 use trunkline_protocol::roster;
 
+use super::sources::Source;
 use crate::hooks::Identity;
 
 /// Memory of a waiting control frame beyond its content: its place in the line
@@ -23,6 +26,8 @@ pub struct LinkId(pub u64);
 /// What a link is to the hub.
 #[derive(Debug)]
 pub(super) enum State {
+    /// Its transport's handshake is under way.
+    Arriving,
     /// Nothing yet: only a greeting is listened to.
     Greeting {
         /// A token from the transport's handshake.
@@ -38,10 +43,28 @@ pub(super) enum State {
     Closed,
 }
 
+impl State {
+    /// Whether nothing that was asked of it has been done yet: its handshake,
+    /// and its greeting.
+    pub(super) fn is_stranger(&self) -> bool {
+        matches!(self, Self::Arriving | Self::Greeting { .. })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct AgentLink {
     pub(super) tenant: TenantId,
     pub(super) agent: AgentId,
+    /// What it holds, while it still says so.
+    pub(super) listing: Option<Listing>,
+}
+
+/// What an agent has listed so far.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub(super) commands: Vec<HeldCommand>,
+    /// What has come since the greeting.
+    pub(super) bytes: usize,
 }
 
 #[derive(Debug)]
@@ -98,6 +121,8 @@ pub(super) enum Closing {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) state: State,
+    /// Where it comes from, once that is known, and it is counted there.
+    pub(super) source: Option<Source>,
     pub(super) liveness: Liveness,
     /// Terminal output goes out in its binary form.
     pub(super) binary: bool,
@@ -114,9 +139,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(liveness: Liveness, header: Option<Secret>) -> Self {
+    pub(super) fn new(liveness: Liveness) -> Self {
         Self {
-            state: State::Greeting { header },
+            state: State::Arriving,
+            source: None,
             liveness,
             binary: false,
             invalid: 0,
@@ -175,10 +201,16 @@ impl Link {
         matches!(self.closing, Some(Closing::Now(_) | Closing::Said))
     }
 
+    /// Whether it is an agent that has not listed all that it holds.
+    pub(super) fn is_listing(&self) -> bool {
+        matches!(&self.state, State::Agent(agent) if agent.listing.is_some())
+    }
+
     pub(super) fn dashboard(&mut self) -> Option<&mut DashboardLink> {
         match &mut self.state {
             State::Dashboard(dashboard) => Some(dashboard),
-            State::Greeting { .. }
+            State::Arriving
+            | State::Greeting { .. }
             | State::Authenticating { .. }
             | State::Agent(_)
             | State::Closed => None,

@@ -257,6 +257,8 @@ fn subject(agents: &HashMap<AgentId, Agent>, state: Option<&State>) -> Option<St
             Some(seen.subject.clone())
         }
         State::Dashboard(link) => Some(link.identity.subject.clone()),
-        State::Greeting { .. } | State::Authenticating { .. } | State::Closed => None,
+        State::Arriving | State::Greeting { .. } | State::Authenticating { .. } | State::Closed => {
+            None
+        }
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! # How to drive it
 //!
-//! 1. Tell it what happens: [`handle_opened`](Core::handle_opened),
+//! 1. Tell it what happens: [`handle_arrived`](Core::handle_arrived),
+//!    [`handle_opened`](Core::handle_opened),
 //!    [`handle_frame`](Core::handle_frame), [`handle_lost`](Core::handle_lost),
 //!    and, when [`deadline`](Core::deadline) has come,
 //!    [`handle_timeout`](Core::handle_timeout).
@@ -26,12 +27,14 @@ mod keeping;
 mod link;
 mod logs;
 mod rights;
+mod sources;
 mod streams;
 mod subjects;
 mod tenant;
 mod wires;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +44,7 @@ use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::codec::{self, Invalid, Rules};
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::ids::{DashboardId, HubInstance, QueueEpoch, RequestId, TenantId};
-use trunkline_protocol::limits::Limits;
+use trunkline_protocol::limits::{GREETING_BYTES_MAX, Limits};
 use trunkline_protocol::liveness::{Due as Beat, Liveness};
 use trunkline_protocol::message::{
     AgentConnect, AgentToHub, ConnectionAck, DashboardConnect, DashboardToHub, Direction, Envelope,
@@ -52,7 +55,8 @@ use trunkline_protocol::time::Now;
 
 use self::deadlines::{Deadlines, Due};
 use self::keeping::Keeping;
-use self::link::{AgentLink, Closing, DashboardLink, Link, State};
+use self::link::{AgentLink, Closing, DashboardLink, Link, Listing, State};
+use self::sources::Sources;
 use self::subjects::Usage;
 use self::tenant::Tenant;
 use self::wires::Wires;
@@ -105,6 +109,7 @@ impl Core {
                 epoch: setup.epoch,
                 draining: false,
                 links: HashMap::new(),
+                sources: Sources::default(),
                 deadlines: Deadlines::default(),
                 effects: VecDeque::new(),
                 closed: Vec::new(),
@@ -151,6 +156,13 @@ impl Core {
         self.wires.links.get(&id).is_some_and(Link::is_closing)
     }
 
+    /// Whether the peer is known: before that a greeting is all that it may
+    /// say, of [`GREETING_BYTES_MAX`] at most.
+    pub fn is_greeted(&self, id: LinkId) -> bool {
+        let state = self.wires.links.get(&id).map(|link| &link.state);
+        matches!(state, Some(State::Agent(_) | State::Dashboard(_)))
+    }
+
     /// Whether [`handle_drain`](Self::handle_drain) was called.
     pub fn is_draining(&self) -> bool {
         self.wires.draining
@@ -183,7 +195,10 @@ impl Core {
                 }
                 false
             }
-            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => false,
+            State::Arriving
+            | State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Closed => false,
         };
         self.tidy();
         let Some(link) = self.wires.links.get_mut(&id) else { return };
@@ -200,16 +215,17 @@ impl Core {
 
     // ---- links ----------------------------------------------------------
 
-    /// A transport is up. `token` is what its handshake carried, if anything;
-    /// `waited` is how much of the greeting's time the handshake took.
-    pub fn handle_opened(&mut self, id: LinkId, token: Option<Secret>, waited: Duration, now: Now) {
+    /// Somebody has connected, from `address` if the shell knows where it is;
+    /// the transport's handshake begins. From here on its greeting is due. It
+    /// may be closed at once: the shell says so in the transport's words.
+    pub fn handle_arrived(&mut self, id: LinkId, address: Option<IpAddr>, now: Now) {
         self.wires.now = now;
         let limits = &self.wires.limits;
         let full = self.wires.links.len() >= limits.links_max;
         let liveness =
             Liveness::new(limits.dashboard_idle, limits.dashboard_timeout, now.monotonic);
-        let timeout = limits.greeting_timeout.saturating_sub(waited);
-        self.wires.links.insert(id, Link::new(liveness, token));
+        let timeout = limits.greeting_timeout;
+        self.wires.links.insert(id, Link::new(liveness));
         if full {
             self.wires.close(id, Close::new(CloseCode::TryLater, "too many links"));
         } else if self.wires.draining {
@@ -217,6 +233,32 @@ impl Core {
             self.wires.close(id, close);
         } else {
             self.wires.in_time(Due::Greeting(id), timeout);
+            if let Some(address) = address {
+                self.wires.enter(id, address);
+            }
+        }
+        self.tidy();
+    }
+
+    /// The transport of who [arrived](Self::handle_arrived) is about to be up:
+    /// its handshake was all right. `token` is what that carried, if anything,
+    /// and `address` where it says that the link comes from, if whoever passed
+    /// it on is believed. It may be closed now.
+    pub fn handle_opened(
+        &mut self,
+        id: LinkId,
+        token: Option<Secret>,
+        address: Option<IpAddr>,
+        now: Now,
+    ) {
+        self.wires.now = now;
+        if let Some(address) = address {
+            self.wires.enter(id, address);
+        }
+        if let Some(link) = self.wires.links.get_mut(&id)
+            && let State::Arriving = link.state
+        {
+            link.state = State::Greeting { header: token };
         }
         self.tidy();
     }
@@ -224,7 +266,13 @@ impl Core {
     /// A transport is gone, with or without a close from the peer.
     pub fn handle_lost(&mut self, id: LinkId, now: Now) {
         self.wires.now = now;
+        if self.wires.links.get(&id).is_some_and(|link| link.state.is_stranger()) {
+            self.wires.fail(id);
+        }
         if let Some(link) = self.wires.links.remove(&id) {
+            if let Some(source) = link.source {
+                self.wires.sources.leave(source);
+            }
             self.wires.closed.push((id, link.state));
             for due in [Due::Greeting, Due::Beat, Due::Flushed, Due::Credentials] {
                 self.wires.deadlines.cancel(&due(id));
@@ -245,16 +293,24 @@ impl Core {
         self.wires.now = now;
         let Some(link) = self.wires.links.get_mut(&id) else { return };
         link.liveness.handle_heard(now.monotonic);
-        match &link.state {
-            State::Closed => {}
+        match &mut link.state {
+            State::Arriving | State::Closed => {}
             State::Greeting { .. } => self.handle_greeting(id, frame),
             State::Authenticating { .. } => {
                 let close = Close::new(CloseCode::Violation, "wait for connection:ack");
                 self.wires.close(id, close);
             }
-            State::Agent(agent) => {
-                let (tenant, agent) = (agent.tenant.clone(), agent.agent.clone());
+            State::Agent(agent_link) => {
+                if let Some(listing) = &mut agent_link.listing {
+                    listing.bytes += frame.len();
+                }
+                let (tenant, agent) = (agent_link.tenant.clone(), agent_link.agent.clone());
                 if let Frame::Binary(bytes) = frame {
+                    if agent_link.listing.is_some() {
+                        self.wires.close(id, unlisted());
+                        self.tidy();
+                        return;
+                    }
                     let rules = self.wires.rules;
                     match codec::decode_output(bytes, rules) {
                         Ok((header, data)) => {
@@ -326,7 +382,10 @@ impl Core {
                 let tenant = self.tenants.get_mut(&link.tenant)?;
                 Some(&mut tenant.subjects.get_mut(&link.identity.subject)?.usage)
             }
-            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => None,
+            State::Arriving
+            | State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Closed => None,
         }
     }
 
@@ -372,13 +431,12 @@ impl Core {
     // ---- greeting -------------------------------------------------------
 
     fn handle_greeting(&mut self, id: LinkId, frame: &Frame) {
-        let rules =
-            Rules { message_bytes_max: self.wires.limits.greeting_bytes_max, ..self.wires.rules };
-        // An agent lists what it holds, which may be more than a greeting's
-        // worth: the transport has bounded the frame already.
-        let rules =
-            if is_agent_greeting(frame, self.wires.rules) { self.wires.rules } else { rules };
-        let mut messages = codec::decode::<Greeting>(frame, rules);
+        if frame.len() > GREETING_BYTES_MAX {
+            self.wires
+                .close(id, Close::new(CloseCode::TooBig, "a greeting is at most 16 KiB long"));
+            return;
+        }
+        let mut messages = codec::decode::<Greeting>(frame, self.wires.rules);
         let greeting = match (messages.len(), messages.pop()) {
             (1, Some(Ok(greeting))) => greeting,
             (_, Some(Err(invalid))) => {
@@ -414,7 +472,8 @@ impl Core {
         let Some(link) = self.wires.links.get_mut(&id) else { return };
         let header = match &mut link.state {
             State::Greeting { header } => header.take(),
-            State::Authenticating { .. }
+            State::Arriving
+            | State::Authenticating { .. }
             | State::Agent(_)
             | State::Dashboard(_)
             | State::Closed => None,
@@ -488,7 +547,10 @@ impl Core {
         };
         match result {
             Ok(()) => {
-                self.wires.deadlines.cancel(&Due::Greeting(id));
+                // An agent that has more to list is not done.
+                if !self.wires.links.get(&id).is_some_and(Link::is_listing) {
+                    self.wires.deadlines.cancel(&Due::Greeting(id));
+                }
                 self.set_expiry(id, expires);
                 if let Some(link) = self.wires.links.get(&id) {
                     let at = link.liveness.deadline();
@@ -516,9 +578,6 @@ impl Core {
         greeting: &AgentConnect,
         identity: Identity,
     ) -> Result<(), Close> {
-        if greeting.commands.len() > agents::HELD_MAX {
-            return Err(Close::new(CloseCode::TooBig, "too many held commands"));
-        }
         let agent = identity.agent.clone().unwrap_or_else(|| greeting.agent.clone());
         let Self { wires, tenants, .. } = self;
         let tenant_id = identity.tenant.clone();
@@ -530,12 +589,18 @@ impl Core {
         let (idle, timeout) = (wires.limits.agent_idle, wires.limits.agent_timeout);
         link.liveness = Liveness::new(idle, timeout, wires.now.monotonic);
         let features = features(&greeting.features);
-        link.state = State::Agent(AgentLink { tenant: tenant_id.clone(), agent: agent.clone() });
+        let listing = greeting.more.then(Listing::default);
+        link.state =
+            State::Agent(AgentLink { tenant: tenant_id.clone(), agent: agent.clone(), listing });
         tracing::info!(target: "trunkline::hub", link = id.0, tenant = %tenant_id, %agent, "agent connected");
         let heartbeat = heartbeat(idle, timeout);
         let ack = ack(wires, tenant_id, Peer::Agent(agent.clone()), features, heartbeat);
         wires.send(id, HubToAgent::Ack(ack));
-        tenant.reconcile(wires, &agent, &greeting.commands);
+        if greeting.more {
+            let timeout = wires.limits.message_timeout;
+            wires.in_time(Due::Greeting(id), timeout);
+        }
+        tenant.handle_listed(wires, id, &agent, greeting.commands.clone(), greeting.more);
         self.bound_logs();
         Ok(())
     }
@@ -597,7 +662,23 @@ impl Core {
     ) {
         let Self { wires, tenants, .. } = self;
         let Some(tenant) = tenants.get_mut(tenant) else { return };
+        if wires.links.get(&id).is_some_and(Link::is_listing)
+            && !may_come_while_listing(&envelope.message)
+        {
+            wires.close(id, unlisted());
+            return;
+        }
         match envelope.message {
+            AgentToHub::Commands(held) => {
+                if wires.links.get(&id).is_some_and(Link::is_listing) {
+                    tenant.handle_listed(wires, id, agent, held.commands, held.more);
+                    self.bound_logs();
+                } else {
+                    let why = "agent:commands follow a greeting that had more";
+                    let refusal = Refusal::new(ErrorCode::InvalidMessage, why).field("type");
+                    wires.send(id, HubToAgent::Error(refusal.reply_to(envelope.id)));
+                }
+            }
             AgentToHub::Status(report) => tenant.handle_report(wires, agent, report),
             AgentToHub::Accepted(_) => {}
             AgentToHub::Started(started) => tenant.handle_started(wires, agent, started),
@@ -791,7 +872,10 @@ impl Core {
                     tenant.review(wires, id);
                 }
             }
-            State::Greeting { .. } | State::Authenticating { .. } | State::Closed => {
+            State::Arriving
+            | State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Closed => {
                 return Err(OTHER);
             }
         }
@@ -909,7 +993,8 @@ impl Core {
             Beat::Ping(n) => {
                 let agent = match &link.state {
                     State::Agent(link) => Some((link.tenant.clone(), link.agent.clone())),
-                    State::Greeting { .. }
+                    State::Arriving
+                    | State::Greeting { .. }
                     | State::Authenticating { .. }
                     | State::Dashboard(_)
                     | State::Closed => None,
@@ -969,7 +1054,10 @@ impl Core {
                         tenant.handle_dashboard_lost(wires, id, &link);
                     }
                 }
-                State::Greeting { .. } | State::Authenticating { .. } | State::Closed => {}
+                State::Arriving
+                | State::Greeting { .. }
+                | State::Authenticating { .. }
+                | State::Closed => {}
             }
         }
         self.keep();
@@ -1007,8 +1095,21 @@ fn is_known(kind: &str) -> bool {
     .any(|types| types.contains(&kind))
 }
 
-fn is_agent_greeting(frame: &Frame, rules: Rules) -> bool {
-    codec::peek(frame, rules).is_some_and(|(kind, _)| kind == "agent:connect")
+/// What an agent may say before the list of what it holds is whole. The rest
+/// is about commands, which the hub may not know yet.
+fn may_come_while_listing(message: &AgentToHub) -> bool {
+    matches!(
+        message,
+        AgentToHub::Commands(_)
+            | AgentToHub::Ping(_)
+            | AgentToHub::Pong(_)
+            | AgentToHub::Disconnect(_)
+            | AgentToHub::Error(_)
+    )
+}
+
+fn unlisted() -> Close {
+    Close::new(CloseCode::Violation, "what the greeting had no room for comes first")
 }
 
 fn features(offered: &[Feature]) -> Vec<Feature> {

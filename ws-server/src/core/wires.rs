@@ -2,6 +2,7 @@
 //! that wait for the shell, and the time of the present input.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use super::deadlines::{Deadlines, Due};
 use super::keeping::Keeping;
 use super::link::{Closing, DashboardLink, Link, LinkId, State};
 use super::logs::Logging;
+use super::sources::{Source, Sources};
 use crate::hooks::{Credentials, ForwardedLogs, LogChange, Policy, QueueChange};
 
 /// What the shell is to do.
@@ -60,6 +62,7 @@ pub(super) struct Wires {
     pub(super) epoch: QueueEpoch,
     pub(super) draining: bool,
     pub(super) links: HashMap<LinkId, Link>,
+    pub(super) sources: Sources,
     pub(super) deadlines: Deadlines,
     pub(super) effects: VecDeque<Effect>,
     /// Links closed from this side since the last input: their peers are to
@@ -82,7 +85,8 @@ impl Wires {
     pub(super) fn dashboard(&self, id: LinkId) -> Option<&DashboardLink> {
         match &self.links.get(&id)?.state {
             State::Dashboard(dashboard) => Some(dashboard),
-            State::Greeting { .. }
+            State::Arriving
+            | State::Greeting { .. }
             | State::Authenticating { .. }
             | State::Agent(_)
             | State::Closed => None,
@@ -126,6 +130,28 @@ impl Wires {
         self.send_frame(id, codec::encode(&envelope));
     }
 
+    /// Counts a link where it comes from; closes it if there may be no more.
+    pub(super) fn enter(&mut self, id: LinkId, address: IpAddr) {
+        let (source, now) = (Source::from(address), self.now.monotonic);
+        let Some(link) = self.links.get_mut(&id).filter(|link| link.source.is_none()) else {
+            return;
+        };
+        match self.sources.enter(source, &self.limits, now) {
+            Ok(()) => link.source = Some(source),
+            Err(close) => {
+                tracing::info!(target: "trunkline::hub", link = id.0, %address, %close, "turned away");
+                self.close(id, close);
+            }
+        }
+    }
+
+    /// A link has come to nothing, by its own doing.
+    pub(super) fn fail(&mut self, id: LinkId) {
+        if let Some(source) = self.links.get(&id).and_then(|link| link.source) {
+            self.sources.fail(source, &self.limits, self.now.monotonic);
+        }
+    }
+
     /// Ends a link from this side: what it was is over at once, its last
     /// words still go out.
     pub(super) fn close(&mut self, id: LinkId, close: Close) {
@@ -133,6 +159,7 @@ impl Wires {
         if link.is_closing() {
             return;
         }
+        let is_at_fault = link.state.is_stranger() && is_fault(close.code);
         link.closing = Some(Closing::Now(close));
         let state = std::mem::replace(&mut link.state, State::Closed);
         self.closed.push((id, state));
@@ -143,5 +170,20 @@ impl Wires {
         // nothing must hear that its time runs out.
         link.awake = true;
         self.effects.push_back(Effect::Wake(id));
+        if is_at_fault {
+            self.fail(id);
+        }
     }
+}
+
+/// Whether a stranger that is closed so brought it about.
+fn is_fault(code: CloseCode) -> bool {
+    !matches!(
+        code,
+        CloseCode::TryLater
+            | CloseCode::Restart
+            | CloseCode::GoingAway
+            | CloseCode::Internal
+            | CloseCode::Superseded
+    )
 }

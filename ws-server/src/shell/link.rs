@@ -9,16 +9,16 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use trunkline_protocol::frame::Frame;
-use trunkline_protocol::message::Secret;
 
 use super::Shared;
 use super::wake_up::WakeUp;
 use crate::core::LinkId;
-use crate::transport::Violation;
+use crate::transport::{Greeted, Violation};
 
 /// What a link runs on: frames, whole and in order.
 pub(crate) trait Transport:
@@ -40,24 +40,40 @@ const OUTBOX_BYTES: usize = 64 * 1024;
 /// Times the core is asked before the transport is flushed.
 const ROUNDS: usize = 4;
 
-/// Lets go of the link however its task ends.
-struct Registered {
-    shared: Arc<Shared>,
-    id: LinkId,
+/// A place among the hub's links; given back however its task ends.
+pub(super) struct Registered {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: LinkId,
+    is_released: bool,
+}
+
+impl Registered {
+    pub(super) fn new(shared: &Arc<Shared>, id: LinkId) -> Self {
+        Self { shared: Arc::clone(shared), id, is_released: false }
+    }
+
+    fn release(&mut self) {
+        if !std::mem::replace(&mut self.is_released, true) {
+            self.shared.release(self.id);
+        }
+    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.shared.release(self.id);
+        self.release();
     }
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "each is about another thing")]
-struct LinkTask<T> {
+pub(super) struct LinkTask<T> {
     shared: Arc<Shared>,
     id: LinkId,
+    registered: Registered,
     wake: Arc<WakeUp>,
     transport: T,
+    /// To be told when the peer has greeted.
+    greeted: Option<Greeted>,
     inbox: Vec<Frame>,
     outbox: VecDeque<Frame>,
     pulled: Vec<Frame>,
@@ -80,48 +96,48 @@ enum Over {
     Closing,
 }
 
-/// Registers a link and returns its life, to be spawned.
-pub(crate) fn run_link<T: Transport>(
-    shared: &Arc<Shared>,
-    transport: T,
-    token: Option<Secret>,
-    waited: std::time::Duration,
-) -> Option<impl Future<Output = ()> + Send + use<T>> {
-    let (id, wake) = shared.register()?;
-    let registered = Registered { shared: Arc::clone(shared), id };
-    shared.input(|core, now| core.handle_opened(id, token, waited, now));
-    let mut task = LinkTask {
-        shared: Arc::clone(shared),
-        id,
-        wake,
-        transport,
-        inbox: Vec::new(),
-        outbox: VecDeque::new(),
-        pulled: Vec::new(),
-        more: false,
-        unflushed: false,
-        reading: true,
-        said_close: false,
-    };
-    Some(async move {
-        let over = std::future::poll_fn(|cx| task.poll(cx)).await;
-        let limit = task.shared.close_timeout;
+impl<T: Transport> LinkTask<T> {
+    pub(super) fn new(registered: Registered, wake: Arc<WakeUp>, transport: T) -> Self {
+        Self {
+            shared: Arc::clone(&registered.shared),
+            id: registered.id,
+            registered,
+            wake,
+            transport,
+            greeted: None,
+            inbox: Vec::new(),
+            outbox: VecDeque::new(),
+            pulled: Vec::new(),
+            more: false,
+            unflushed: false,
+            reading: true,
+            said_close: false,
+        }
+    }
+
+    /// Says when the peer has greeted.
+    pub(super) fn saying_when_greeted(self, greeted: Greeted) -> Self {
+        Self { greeted: Some(greeted), ..self }
+    }
+
+    /// The link's life.
+    pub(super) async fn run(mut self) {
+        let over = std::future::poll_fn(|cx| self.poll(cx)).await;
+        let limit = self.shared.close_timeout;
         // Whether the last words arrive is up to the peer, within that time.
         match over {
             Over::Lost => {}
             Over::Goodbye => {
                 // For the hub it is gone now.
-                drop(registered);
-                let _ = tokio::time::timeout(limit, task.part()).await;
+                self.registered.release();
+                let _ = tokio::time::timeout(limit, self.part()).await;
             }
             Over::Closing => {
-                let _ = tokio::time::timeout(limit, task.last_words()).await;
+                let _ = tokio::time::timeout(limit, self.last_words()).await;
             }
         }
-    })
-}
+    }
 
-impl<T: Transport> LinkTask<T> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
             let more_to_read = match self.poll_read(cx) {
@@ -132,6 +148,14 @@ impl<T: Transport> LinkTask<T> {
             self.more |= woken;
             if self.wake.is_stopped() {
                 return Poll::Ready(Over::Lost);
+            }
+            // Before it hears so itself.
+            let id = self.id;
+            if woken
+                && let Some(greeted) =
+                    self.greeted.take_if(|_| self.shared.input(|core, _| core.is_greeted(id)))
+            {
+                greeted.store(true, Ordering::Release);
             }
             match self.poll_write(cx) {
                 Err(_) => return Poll::Ready(Over::Lost),

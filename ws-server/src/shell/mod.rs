@@ -4,6 +4,7 @@
 //! or one transmit, never across an await; effects are taken out before it is
 //! released, wakes are given at once, hooks are asked after.
 
+mod arrival;
 mod clock;
 mod link;
 mod wake_up;
@@ -14,19 +15,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use trunkline_protocol::ids::{CommandId, TenantId};
 use trunkline_protocol::time::Now;
 
+pub(crate) use self::arrival::Arriving;
 use self::clock::Clock;
-pub(crate) use self::link::run_link;
 use self::wake_up::WakeUp;
 use crate::core::{Core, Effect, LinkId};
 use crate::hooks::{
     AuthError, Authenticator, CommandQueue, Credentials, ForwardedLogs, LogChange, LogError,
     LogSink, LogSinkError, QueueChange, QueueError, StreamLog,
 };
+
+/// Connections that are told why there is no link, at once.
+const FAREWELLS_MAX: usize = 64;
 
 /// What [`wake_up`] is made of.
 mod sync {
@@ -48,6 +52,8 @@ pub(crate) struct Shared {
     log_sink: Option<Arc<dyn LogSink>>,
     hook_timeout: Duration,
     pub(crate) close_timeout: Duration,
+    /// Room for those who are told why there is no link.
+    farewells: Semaphore,
 }
 
 struct Inside {
@@ -104,6 +110,7 @@ impl Shared {
             log_sink,
             hook_timeout,
             close_timeout,
+            farewells: Semaphore::new(FAREWELLS_MAX),
         })
     }
 

@@ -5,12 +5,26 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use trunkline_protocol::close::CloseCode;
 
 use super::Violation;
+
+/// A socket's bounds until its peer has greeted, and from then on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// For one message with all that its frames take.
+    pub(super) message_bytes_max: usize,
+    /// For control frames between two messages.
+    pub(super) control_bytes_max: usize,
+}
+
+/// Says when a peer has greeted.
+pub(crate) type Greeted = Arc<AtomicBool>;
 
 /// Longest frame header of RFC 6455 §5.2: two bytes, an extended length, a mask.
 const HEADER_BYTES_MAX: usize = 14;
@@ -26,8 +40,9 @@ const HEADER_BYTES_MAX: usize = 14;
 /// the last of its last, or a control frame that stands alone.
 #[derive(Debug)]
 pub(super) struct Meter {
-    message_bytes_max: usize,
-    control_bytes_max: usize,
+    bounds: Bounds,
+    /// What takes their place as soon as the peer has greeted.
+    then: Option<(Greeted, Bounds)>,
     at: At,
     /// Bytes of the message under way, its frame headers and the control
     /// frames within it included.
@@ -38,6 +53,8 @@ pub(super) struct Meter {
     begun: u64,
     /// A control frame is longer than RFC 6455 §5.5 allows.
     is_control_too_long: bool,
+    /// A message is longer than it may be, or says that it will be.
+    is_too_big: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,17 +70,16 @@ impl At {
 }
 
 impl Meter {
-    /// `message_bytes_max` for one message with all that its frames take,
-    /// `control_bytes_max` for control frames between two messages.
-    pub(super) fn new(message_bytes_max: usize, control_bytes_max: usize) -> Self {
+    pub(super) fn new(bounds: Bounds, then: Option<(Greeted, Bounds)>) -> Self {
         Self {
-            message_bytes_max,
-            control_bytes_max,
+            bounds,
+            then,
             at: At::START,
             message_bytes: None,
             control_bytes: 0,
             begun: 0,
             is_control_too_long: false,
+            is_too_big: false,
         }
     }
 
@@ -73,12 +89,16 @@ impl Meter {
         (!between).then_some(self.begun)
     }
 
-    /// Follows bytes that were read.
-    fn count(&mut self, mut read: &[u8]) {
-        while let Some(&next) = read.first() {
+    /// Follows bytes that were read. Returns how many of them may be passed
+    /// on: all, or those before the frame that makes its message too long.
+    fn count(&mut self, read: &[u8]) -> usize {
+        let bounds = self.bounds();
+        let (mut at, mut frame) = (0, 0);
+        while let Some(&next) = read.get(at) {
             let taken = match &mut self.at {
                 At::Header { bytes, len } => {
                     if *len == 0 {
+                        frame = at;
                         let is_control = next & 0x08 != 0;
                         if self.message_bytes.is_none() {
                             self.begun += 1;
@@ -90,12 +110,12 @@ impl Meter {
                     1
                 }
                 At::Payload { left, .. } => {
-                    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
+                    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len() - at);
                     *left -= taken as u64;
                     taken
                 }
             };
-            read = &read[taken..];
+            at += taken;
             let is_control = match self.at {
                 At::Header { bytes, .. } => bytes[0] & 0x08 != 0,
                 At::Payload { is_control, .. } => is_control,
@@ -107,7 +127,31 @@ impl Meter {
                 *message += taken;
             }
             self.step();
+            if self.is_too_big || self.message_bytes_to_come() > bounds.message_bytes_max {
+                self.is_too_big = true;
+                return frame;
+            }
         }
+        read.len()
+    }
+
+    /// Of the message under way, with what its frame is yet to bring by its own
+    /// word: whoever reads its header may make room for all of it.
+    fn message_bytes_to_come(&self) -> usize {
+        let left = match self.at {
+            At::Payload { left, is_control: false, .. } => usize::try_from(left),
+            At::Payload { .. } | At::Header { .. } => Ok(0),
+        };
+        let bytes = self.message_bytes.unwrap_or_default();
+        bytes.saturating_add(left.unwrap_or(usize::MAX))
+    }
+
+    fn bounds(&mut self) -> Bounds {
+        if let Some((_, bounds)) = self.then.take_if(|(greeted, _)| greeted.load(Ordering::Acquire))
+        {
+            self.bounds = bounds;
+        }
+        self.bounds
     }
 
     /// From a whole header to its payload, from a whole payload to the next
@@ -134,10 +178,10 @@ impl Meter {
             let why = "a control frame has at most 125 bytes";
             return Some(Violation::new(CloseCode::Protocol, why));
         }
-        if self.message_bytes.is_some_and(|bytes| bytes > self.message_bytes_max) {
+        if self.is_too_big {
             return Some(Violation::new(CloseCode::TooBig, "a message takes too many bytes"));
         }
-        if self.control_bytes > self.control_bytes_max {
+        if self.control_bytes > self.bounds.control_bytes_max {
             let why = "too many control frames without a message";
             return Some(Violation::new(CloseCode::Policy, why));
         }
@@ -180,9 +224,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             return Poll::Ready(Err(violation.into_error()));
         }
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.socket).poll_read(cx, buf);
-        self.meter.count(&buf.filled()[before..]);
-        read
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+        let read = &buf.filled()[before..];
+        let passed = self.meter.count(read);
+        if passed == 0 && !read.is_empty() {
+            buf.set_filled(before);
+            let violation = self.meter.violation();
+            let violation =
+                violation.map_or(io::ErrorKind::InvalidData.into(), Violation::into_error);
+            return Poll::Ready(Err(violation));
+        }
+        // The rest is said at the next read.
+        buf.set_filled(before + passed);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -239,6 +293,10 @@ mod tests {
         frame
     }
 
+    fn metering(message_bytes_max: usize, control_bytes_max: usize) -> Meter {
+        Meter::new(Bounds { message_bytes_max, control_bytes_max }, None)
+    }
+
     const PING: u8 = 0x89;
     const TEXT: u8 = 0x81;
     const TEXT_BEGINS: u8 = 0x01;
@@ -255,7 +313,7 @@ mod tests {
             bytes.extend(frame(GOES_ON, 0));
             bytes.extend(frame(ENDS, len));
             for piece in [1, 3, 4096] {
-                let mut meter = Meter::new(1 << 20, 1 << 20);
+                let mut meter = metering(1 << 20, 1 << 20);
                 for piece in bytes.chunks(piece) {
                     assert!(meter.violation().is_none());
                     meter.count(piece);
@@ -270,7 +328,7 @@ mod tests {
 
     #[test]
     fn fragments_and_control_frames_are_bounded_apart() {
-        let mut meter = Meter::new(100, 50);
+        let mut meter = metering(100, 50);
         meter.count(&frame(TEXT_BEGINS, 0));
         for _ in 0..16 {
             assert!(meter.violation().is_none());
@@ -278,7 +336,7 @@ mod tests {
         }
         assert_eq!(meter.violation().unwrap().0.code, CloseCode::TooBig);
 
-        let mut meter = Meter::new(100, 50);
+        let mut meter = metering(100, 50);
         for _ in 0..20 {
             meter.count(&frame(PING, 34));
             assert!(meter.violation().is_none(), "a message in between makes room");
@@ -291,9 +349,38 @@ mod tests {
 
     #[test]
     fn an_absurd_length_is_only_a_number() {
-        let mut meter = Meter::new(100, 50);
+        let mut meter = metering(100, 50);
         meter.count(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
         meter.count(&[7; 20]);
         assert!(meter.under_way().is_some());
+    }
+
+    #[test]
+    fn of_a_message_that_says_it_is_too_long_not_even_the_header_is_passed_on() {
+        let good = frame(TEXT, 30);
+        for piece in [1, 7, 4096] {
+            let mut meter = metering(100, 50);
+            let bytes = [good.as_slice(), &frame(TEXT_BEGINS, 60), &frame(ENDS, 60)].concat();
+            let head = bytes.len() - 60; // of its last frame, which is one too many
+            let mut passed = 0;
+            for piece in bytes.chunks(piece) {
+                passed += meter.count(piece);
+            }
+            assert!(passed < head, "{passed} in pieces of {piece}");
+            assert!(passed >= good.len() + 60, "what came before is");
+            assert_eq!(meter.violation().unwrap().0.code, CloseCode::TooBig);
+        }
+    }
+
+    #[test]
+    fn who_has_greeted_may_say_more() {
+        let greeted = Greeted::default();
+        let later = Bounds { message_bytes_max: 1000, control_bytes_max: 50 };
+        let first = Bounds { message_bytes_max: 100, control_bytes_max: 50 };
+        let mut meter = Meter::new(first, Some((Arc::clone(&greeted), later)));
+        assert_eq!(meter.count(&frame(TEXT, 50)), frame(TEXT, 50).len());
+        greeted.store(true, Ordering::Release);
+        assert_eq!(meter.count(&frame(TEXT, 500)), frame(TEXT, 500).len());
+        assert_eq!(meter.count(&frame(TEXT, 2000)), 0);
     }
 }

@@ -1,17 +1,25 @@
 //! The server's half of the opening handshake (RFC 6455 §4.2): one request of
 //! bounded size, one answer. Whoever is refused hears why, in HTTP.
 
+use std::borrow::Cow;
 use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::machine::TryParse as _;
-use tokio_tungstenite::tungstenite::handshake::server::{Request, create_response, write_response};
+use tokio_tungstenite::tungstenite::handshake::server::{
+    Request as HttpRequest, create_response, write_response,
+};
 use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, header};
+use trunkline_protocol::close::{Advice, CloseCode};
+use trunkline_protocol::frame::Close;
 use trunkline_protocol::message::Secret;
+
+use super::door::{Door, subprotocols};
 
 /// The subprotocol that both ends name.
 const SUBPROTOCOL: &str = "trunkline.v1";
@@ -19,27 +27,27 @@ const SUBPROTOCOL: &str = "trunkline.v1";
 /// Longest request line and headers together.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// A request that is no opening handshake of this hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Refused {
+/// Why there is no link, in the words of HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
     /// Code and phrase.
     status: &'static str,
     /// A header that the status asks for.
-    header: &'static str,
+    header: Cow<'static, str>,
     /// What is wrong, for people.
-    why: &'static str,
+    pub(crate) why: &'static str,
 }
 
 impl Refused {
     const fn new(status: &'static str, why: &'static str) -> Self {
-        Self { status, header: "", why }
+        Self { status, header: Cow::Borrowed(""), why }
     }
 
     const fn bad(why: &'static str) -> Self {
         Self::new("400 Bad Request", why)
     }
 
-    fn response(self) -> String {
+    fn response(&self) -> String {
         let Self { status, header, why } = self;
         let length = why.len() + 1;
         format!(
@@ -48,11 +56,32 @@ impl Refused {
         )
     }
 
+    /// What the hub itself has to say before there is a link.
+    pub(crate) fn closed(close: &Close) -> Self {
+        let (status, why) = match close.code {
+            CloseCode::GreetingTimeout => {
+                ("408 Request Timeout", "the handshake and the greeting took too long")
+            }
+            CloseCode::Flood => {
+                ("429 Too Many Requests", "too many greetings from this address have failed")
+            }
+            _ => ("503 Service Unavailable", "no link can be had now"),
+        };
+        let after = match close.advice() {
+            Advice::After(after) => after,
+            Advice::Reconnect | Advice::WithNewToken | Advice::Never => Duration::ZERO,
+        };
+        // RFC 9110 §10.2.3: in whole seconds.
+        let seconds = after.as_millis().div_ceil(1000);
+        let header = Cow::Owned(format!("Retry-After: {seconds}\r\n"));
+        Self { header, ..Self::new(status, why) }
+    }
+
     /// What the library found.
     fn of(error: &WsError) -> Self {
         match error {
             WsError::Protocol(ProtocolError::WrongHttpMethod) => Self {
-                header: "Allow: GET\r\n",
+                header: Cow::Borrowed("Allow: GET\r\n"),
                 ..Self::new("405 Method Not Allowed", "a WebSocket handshake is a GET")
             },
             WsError::Protocol(ProtocolError::WrongHttpVersion) => {
@@ -62,11 +91,11 @@ impl Refused {
                 ProtocolError::MissingConnectionUpgradeHeader
                 | ProtocolError::MissingUpgradeWebSocketHeader,
             ) => Self {
-                header: "Upgrade: websocket\r\n",
+                header: Cow::Borrowed("Upgrade: websocket\r\n"),
                 ..Self::new("426 Upgrade Required", "only WebSocket is spoken here")
             },
             WsError::Protocol(ProtocolError::MissingSecWebSocketVersionHeader) => Self {
-                header: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+                header: Cow::Borrowed("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"),
                 ..Self::new("426 Upgrade Required", "Sec-WebSocket-Version must be 13")
             },
             WsError::Protocol(
@@ -81,40 +110,45 @@ impl Refused {
 const NO_KEY: Refused = Refused::bad("Sec-WebSocket-Key must be 16 bytes in base64, once");
 const TOO_LARGE: Refused =
     Refused::new("431 Request Header Fields Too Large", "the request's head is too large");
-const TOO_SLOW: Refused = Refused::new("408 Request Timeout", "the handshake took too long");
 
-/// Performs the handshake and returns the token of its `Authorization: Bearer`
-/// header. Whoever is refused is given the time that is left to read why.
-pub(super) async fn shake<S>(
-    socket: &mut S,
-    within: std::time::Duration,
-) -> io::Result<Option<Secret>>
+/// An opening handshake that is all right, and is yet to be answered.
+#[derive(Debug)]
+pub(crate) struct Request {
+    response: Vec<u8>,
+    /// The credentials that it carries.
+    pub(crate) token: Option<Secret>,
+    /// Where it says that it comes from: for those to believe who know who
+    /// passed it on.
+    pub(crate) forwarded_for: Option<IpAddr>,
+}
+
+/// Reads the request. `Err` is what is wrong with it, in the words of HTTP.
+pub(crate) async fn read<S>(socket: &mut S, door: &Door) -> io::Result<Result<Request, Refused>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = async {
-        let judged = match read_head(socket).await? {
-            Ok(head) => judge(&head),
-            Err(refused) => Err(refused),
-        };
-        match judged {
-            Ok((response, token)) => {
-                socket.write_all(&response).await?;
-                Ok(token)
-            }
-            Err(refused) => {
-                socket.write_all(refused.response().as_bytes()).await?;
-                linger(socket).await?;
-                Err(io::Error::other(refused.why))
-            }
-        }
-    };
-    if let Ok(result) = tokio::time::timeout(within, handshake).await {
-        return result;
+    Ok(match read_head(socket).await? {
+        Ok(head) => judge(&head, door),
+        Err(refused) => Err(refused),
+    })
+}
+
+impl Request {
+    /// Says yes.
+    pub(crate) async fn accept<S: AsyncWrite + Unpin>(&self, socket: &mut S) -> io::Result<()> {
+        socket.write_all(&self.response).await?;
+        socket.flush().await
     }
-    // As far as the kernel takes it: the time is over.
-    let _ = socket.write_all(TOO_SLOW.response().as_bytes()).now_or_never();
-    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Says no, and gives the peer time to read why.
+pub(crate) async fn refuse<S>(socket: &mut S, refused: &Refused) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    socket.write_all(refused.response().as_bytes()).await?;
+    socket.flush().await?;
+    linger(socket).await
 }
 
 /// Reads up to the empty line that ends the head.
@@ -142,9 +176,9 @@ async fn read_head<S: AsyncRead + Unpin>(socket: &mut S) -> io::Result<Result<Ve
     }
 }
 
-/// The answer to a whole head, and the token in it.
-fn judge(head: &[u8]) -> Result<(Vec<u8>, Option<Secret>), Refused> {
-    let request = Request::try_parse(head).map_err(|error| Refused::of(&error))?;
+/// What to make of a whole head.
+fn judge(head: &[u8], door: &Door) -> Result<Request, Refused> {
+    let request = HttpRequest::try_parse(head).map_err(|error| Refused::of(&error))?;
     let Some((_, request)) = request else { return Err(Refused::bad("not HTTP/1.1")) };
     let headers = request.headers();
     if headers.contains_key(header::CONTENT_LENGTH)
@@ -156,17 +190,18 @@ fn judge(head: &[u8]) -> Result<(Vec<u8>, Option<Secret>), Refused> {
     if !has_real_key(headers) {
         return Err(NO_KEY);
     }
-    if !is_same_origin(headers) {
+    if !door.lets_in(headers) {
         return Err(Refused::new("403 Forbidden", "another origin may not connect"));
     }
-    if !offers_subprotocol(headers) {
+    if !subprotocols(headers).any(|name| name == SUBPROTOCOL) {
         return Err(Refused::bad("the subprotocol trunkline.v1 must be offered"));
     }
     let name = HeaderValue::from_static(SUBPROTOCOL);
     response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
     let mut answer = Vec::new();
     write_response(&mut answer, &response).map_err(|error| Refused::of(&error))?;
-    Ok((answer, bearer(headers)))
+    let token = door.token(request.uri(), headers).map_err(Refused::bad)?;
+    Ok(Request { response: answer, token, forwarded_for: door.forwarded_for(headers) })
 }
 
 /// RFC 6455 §4.1: the key is 16 bytes in base64, once.
@@ -174,33 +209,6 @@ fn has_real_key(headers: &HeaderMap) -> bool {
     let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
     let (Some(key), None) = (keys.next(), keys.next()) else { return false };
     STANDARD.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == 16)
-}
-
-fn offers_subprotocol(headers: &HeaderMap) -> bool {
-    let lists = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    lists
-        .filter_map(|list| list.to_str().ok())
-        .any(|list| list.split(',').any(|name| name.trim() == SUBPROTOCOL))
-}
-
-/// A browser names the origin of the page that connects (RFC 6455 §10.2): it
-/// must be the host that it connects to, or any page could drive a hub that
-/// its visitor can reach. Programs name none.
-fn is_same_origin(headers: &HeaderMap) -> bool {
-    let mut origins = headers.get_all(header::ORIGIN).iter();
-    let Some(origin) = origins.next() else { return true };
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let (Ok(origin), Some(host), None) = (origin.to_str(), host, origins.next()) else {
-        return false;
-    };
-    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-    authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
-}
-
-fn bearer(headers: &HeaderMap) -> Option<Secret> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| Secret::from(token.trim()))
 }
 
 /// Ends our direction and reads away what still comes: a socket dropped over

@@ -1,5 +1,6 @@
 //! Transports: bytes to frames, and nothing else.
 
+mod door;
 mod guard;
 mod handshake;
 mod memory;
@@ -10,9 +11,13 @@ use std::io;
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::Close;
 
+pub(crate) use self::door::Door;
+pub use self::door::{Origin, OriginError};
+pub(crate) use self::guard::Greeted;
+pub(crate) use self::handshake::{Refused, Request, read, refuse};
 pub use self::memory::MemoryLink;
 pub(crate) use self::memory::pair;
-pub(crate) use self::websocket::accept;
+pub(crate) use self::websocket::link;
 
 /// A peer broke the rules of its transport: not lost, but to be told and
 /// closed. Travels inside an [`io::Error`].

@@ -18,11 +18,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WsClos
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
-use trunkline_protocol::limits::Limits;
-use trunkline_protocol::message::Secret;
+use trunkline_protocol::limits::{GREETING_BYTES_MAX, Limits};
 
-use super::guard::{Guarded, Meter};
-use super::{Violation, handshake};
+use super::Violation;
+use super::guard::{Bounds, Greeted, Guarded, Meter};
 
 /// Read buffer per link. The library's default of 128 KiB would be held, and
 /// zero-filled, by every idle link.
@@ -40,6 +39,9 @@ const WRITE_BUFFER_BYTES: usize = 32 * 1024;
 /// sends such.
 const FRAMING_BYTES: usize = 64 * 1024;
 
+/// The same, of somebody who has not greeted.
+const STRANGER_FRAMING_BYTES: usize = 2 * 1024;
+
 /// A WebSocket as a stream and sink of frames.
 ///
 /// After the peer's close, or a violation of its, the stream reads away
@@ -55,28 +57,32 @@ pub(crate) struct WebSocketLink<S> {
     heard_all: bool,
 }
 
-/// Performs the server's half of the handshake, within `within`. Returns the
-/// link and the token of its `Authorization: Bearer` header.
-pub(crate) async fn accept<S>(
-    mut socket: S,
-    limits: &Limits,
-    within: Duration,
-) -> io::Result<(WebSocketLink<S>, Option<Secret>)>
+/// The link on a socket whose handshake is over.
+/// `greeted` will say when its peer has greeted: before that a greeting is all
+/// that it may say.
+pub(crate) async fn link<S>(socket: S, limits: &Limits, greeted: Greeted) -> WebSocketLink<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let token = handshake::shake(&mut socket, within).await?;
     let mut config = WebSocketConfig::default();
     config.read_buffer_size = READ_BUFFER_BYTES;
     config.write_buffer_size = WRITE_BUFFER_BYTES;
     config.max_write_buffer_size = WRITE_BUFFER_BYTES + limits.message_bytes_max + FRAMING_BYTES;
     config.max_message_size = Some(limits.message_bytes_max);
     config.max_frame_size = Some(limits.message_bytes_max);
-    let meter = Meter::new(limits.message_bytes_max + FRAMING_BYTES, FRAMING_BYTES);
+    let stranger = Bounds {
+        message_bytes_max: GREETING_BYTES_MAX + STRANGER_FRAMING_BYTES,
+        control_bytes_max: STRANGER_FRAMING_BYTES,
+    };
+    let known = Bounds {
+        message_bytes_max: limits.message_bytes_max.saturating_add(FRAMING_BYTES),
+        control_bytes_max: FRAMING_BYTES,
+    };
+    let meter = Meter::new(stranger, Some((greeted, known)));
     let guarded = Guarded { socket, meter };
     let socket = WebSocketStream::from_raw_socket(guarded, Role::Server, Some(config)).await;
     let message_timeout = limits.message_timeout;
-    Ok((WebSocketLink { socket, message_timeout, message_due: None, heard_all: false }, token))
+    WebSocketLink { socket, message_timeout, message_due: None, heard_all: false }
 }
 
 /// Sorts the library's errors by whose fault they are.

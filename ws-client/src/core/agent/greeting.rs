@@ -1,18 +1,20 @@
 //! What a returning agent says of itself: as much as a hub reads.
 //!
-//! A greeting that a hub refuses for its length would keep the agent out for
-//! ever. So the list of what is held is cut to what a message may be, what
-//! matters most first: commands that have not ended, then ends that are not
-//! settled, then output that is kept; and of each first that it is held, then
-//! what it was.
+//! A list that a hub refuses for its length would keep the agent out for ever.
+//! So it is cut to what a message may be, what matters most first: commands
+//! that have not ended, then ends that are not settled, then output that is
+//! kept; and of each first that it is held, then what it was.
+//!
+//! A stranger's greeting is short. What it has no room for follows when the hub
+//! has said that it knows who this is.
 
 use trunkline_protocol::codec;
 use trunkline_protocol::frame::Frame;
 use trunkline_protocol::ids::{CommandId, InstanceId};
-use trunkline_protocol::limits::Limits;
+use trunkline_protocol::limits::{GREETING_BYTES_MAX, Limits};
 use trunkline_protocol::message::{
     AgentConnect, CommandExecute, CommandSpec, Envelope, Feature, Greeting, HeldCommand,
-    HubToAgent, PROTOCOLS, Run, Secret,
+    HeldCommands, HubToAgent, PROTOCOLS, Run, Secret,
 };
 
 use super::AgentSetup;
@@ -21,6 +23,9 @@ use super::held::{Held, Stage};
 /// Elements and members that one listed command has without its spec, rather
 /// too many than too few.
 const HELD_ITEMS: usize = 24;
+
+/// About the length of a message that tells the rest; one command may be longer.
+const PART_BYTES: usize = 64 * 1024;
 
 /// Around the list: identity, capabilities, features.
 const FRAME_ITEMS: usize = 256;
@@ -119,7 +124,6 @@ pub(super) fn greeting(
     setup: &AgentSetup,
     instance: InstanceId,
     token: Option<Secret>,
-    commands: Vec<HeldCommand>,
 ) -> AgentConnect {
     AgentConnect {
         protocols: PROTOCOLS.to_vec(),
@@ -129,8 +133,49 @@ pub(super) fn greeting(
         about: setup.about.clone(),
         slots: setup.slots.max(1),
         features: vec![Feature::Binary, Feature::Batch],
-        commands,
+        commands: Vec::new(),
+        more: false,
     }
+}
+
+/// Puts as much into the greeting as it has room for; returns the rest. What
+/// the agent can do is cut rather than that no hub reads it.
+pub(super) fn fill(greeting: &mut AgentConnect, mut held: Vec<HeldCommand>) -> Vec<HeldCommand> {
+    let bare = loop {
+        let bare = encode(AgentConnect { more: true, ..greeting.clone() }).len();
+        let capabilities = &mut greeting.about.capabilities;
+        if bare <= GREETING_BYTES_MAX || capabilities.pop().is_none() {
+            break bare;
+        }
+        tracing::debug!(target: "trunkline::client", left = capabilities.len(), "a greeting has no room for all capabilities");
+    };
+    let fits = fitting(&held, GREETING_BYTES_MAX.saturating_sub(bare));
+    let rest = held.split_off(fits);
+    greeting.commands = held;
+    greeting.more = !rest.is_empty();
+    rest
+}
+
+/// What the greeting had no room for, in messages of a length that leaves room
+/// for others in between.
+pub(super) fn parts(mut rest: Vec<HeldCommand>) -> Vec<HeldCommands> {
+    let mut parts = Vec::new();
+    while !rest.is_empty() {
+        let fits = fitting(&rest, PART_BYTES).max(1);
+        let after = rest.split_off(fits);
+        parts.push(HeldCommands { commands: rest, more: !after.is_empty() });
+        rest = after;
+    }
+    parts
+}
+
+/// How many of the first ones fit.
+fn fitting(held: &[HeldCommand], mut bytes: usize) -> usize {
+    let fits = |one: &&HeldCommand| {
+        let spec = one.spec.as_ref().map_or(0, |spec| spec_bytes(one.command, spec));
+        bytes.checked_sub(json_bytes(one) + spec).inspect(|left| bytes = *left).is_some()
+    };
+    held.iter().take_while(fits).count()
 }
 
 /// It, as it goes out.

@@ -6,11 +6,13 @@ use proptest::prelude::*;
 use sha2::{Digest as _, Sha256};
 use trunkline_protocol::codec::binary::{OUTPUT_HEADER_BYTES, parse_output};
 use trunkline_protocol::ids::{DashboardId, HubInstance, QueueEpoch};
+use trunkline_protocol::limits::GREETING_BYTES_MAX;
 use trunkline_protocol::message::{
     AgentControl, CommandAccepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt,
     CommandInterrupting, CommandSettled, CommandStarted, CommandStatus, Direction, GapReason,
-    Greeting, Heartbeat, HeldCommand, InterruptStage, LogLevel, LogTaken, RefreshNeeded, Run,
-    TerminalGap, TerminalInput, TerminalInputTaken, TerminalResize, TerminalSize, TerminalTaken,
+    Greeting, Heartbeat, HeldCommand, HeldCommands, InterruptStage, LogLevel, LogTaken,
+    RefreshNeeded, Run, TerminalGap, TerminalInput, TerminalInputTaken, TerminalResize,
+    TerminalSize, TerminalTaken,
 };
 use trunkline_protocol::stream::Log;
 
@@ -547,12 +549,62 @@ fn a_greeting_is_never_longer_than_the_hub_reads() {
     agent.cut();
     agent.dial();
     let frame = agent.core.poll_transmit(agent.now()).unwrap();
-    assert!(frame.len() <= Limits::default().message_bytes_max, "{}", frame.len());
-    let rules = Rules::from(&Limits::default());
-    let decoded = codec::decode::<Greeting>(&frame, rules).remove(0);
-    let Greeting::Agent(greeting) = decoded.unwrap().message else { panic!() };
+    assert!(frame.len() <= GREETING_BYTES_MAX, "{}", frame.len());
+    agent.cut();
+
+    let greeting = agent.connect(&mut Hub::default());
+    let whole = codec::encode(&Envelope::bare(Greeting::Agent(greeting.clone()))).len();
+    assert!(whole <= Limits::default().message_bytes_max, "{whole}");
     assert_eq!(greeting.commands.len(), 250, "that it is held goes before what it is");
     assert!(greeting.commands.iter().any(|held| held.spec.is_some()));
+}
+
+#[test]
+fn what_an_agent_says_of_itself_is_cut_before_its_greeting_is_too_long() {
+    let (mut agent, _) = connected_as(|setup| {
+        setup.about.capabilities = vec!["\u{10ffff}".repeat(64); 64];
+    });
+    agent.cut();
+    let greeting = agent.greet();
+    let capabilities = greeting.about.capabilities.len();
+    assert!((32..64).contains(&capabilities), "{capabilities}");
+    let frame = codec::encode(&Envelope::bare(Greeting::Agent(greeting)));
+    assert!(frame.len() <= GREETING_BYTES_MAX, "{}", frame.len());
+}
+
+#[test]
+fn what_a_greeting_has_no_room_for_comes_right_after_it_in_parts() {
+    let (mut agent, mut hub) = connected_as(|setup| setup.slots = 1000);
+    for number in 0..100 {
+        hub.execute(&mut agent, id(number), 1, |spec| {
+            spec.run = Run::Text("x".repeat(if number == 50 { 60_000 } else { 2_000 }));
+        });
+    }
+    while agent.core.poll_transmit(agent.now()).is_some() {}
+    agent.cut();
+    let greeting = agent.greet();
+    assert!(greeting.more && !greeting.commands.is_empty(), "as many as there is room for");
+    let mut listed: Vec<_> = greeting.commands.iter().map(|held| held.command).collect();
+    // It ends before the hub has answered: that is news, and comes after.
+    agent.end(listed[0], Outcome::Exited(0));
+    hub.acknowledge(&mut agent);
+    let rules = Rules::from(&Limits::default());
+    let mut more = true;
+    while let Some(frame) = agent.core.poll_transmit(agent.now()) {
+        assert!(frame.len() < 128 * 1024, "{}", frame.len());
+        match codec::decode::<AgentToHub>(&frame, rules).remove(0).unwrap().message {
+            AgentToHub::Commands(part) => {
+                assert!(more, "one part too many");
+                assert!(!part.commands.is_empty());
+                listed.extend(part.commands.iter().map(|held| held.command));
+                more = part.more;
+            }
+            other => assert!(!more, "{other:?} came before the rest"),
+        }
+    }
+    assert!(!more, "the last part says so");
+    listed.sort();
+    assert_eq!(listed, (0..100).map(id).collect::<Vec<_>>());
 }
 
 #[test]
@@ -1282,9 +1334,22 @@ impl Agent {
         }
     }
 
+    /// Returns what it says about itself, with all that it lists.
     fn connect(&mut self, hub: &mut Hub) -> AgentConnect {
-        let greeting = self.greet();
-        hub.welcome(self, &greeting);
+        let mut greeting = self.greet();
+        hub.acknowledge(self);
+        while greeting.more {
+            let part = self.core.poll_transmit(self.now()).expect("the rest");
+            let rules = Rules::from(&Limits::default());
+            match codec::decode::<AgentToHub>(&part, rules).remove(0).unwrap().message {
+                AgentToHub::Commands(HeldCommands { commands, more }) => {
+                    greeting.commands.extend(commands);
+                    greeting.more = more;
+                }
+                other => panic!("{other:?} before the rest"),
+            }
+        }
+        hub.open_listed(self, &greeting.commands);
         greeting
     }
 
@@ -1298,7 +1363,7 @@ impl Agent {
         if is_closing {
             self.cut();
         }
-        if matches!(self.core.link, Link::None | Link::Greeting(_)) {
+        if matches!(self.core.link, Link::None | Link::Greeting(..)) {
             self.cut();
             self.connect(hub);
         }
@@ -1359,6 +1424,11 @@ impl Hub {
     }
 
     fn welcome(&mut self, agent: &mut Agent, greeting: &AgentConnect) {
+        self.acknowledge(agent);
+        self.open_listed(agent, &greeting.commands);
+    }
+
+    fn acknowledge(&mut self, agent: &mut Agent) {
         self.say(
             agent,
             HubToAgent::Ack(ConnectionAck {
@@ -1376,7 +1446,10 @@ impl Hub {
             }),
         );
         assert!(agent.core.connection().is_connected());
-        for held in &greeting.commands {
+    }
+
+    fn open_listed(&mut self, agent: &mut Agent, listed: &[HeldCommand]) {
+        for held in listed {
             if let Some(stream) = held.stream {
                 self.open(held.command, stream.stream, stream.from);
                 if !self.silent {

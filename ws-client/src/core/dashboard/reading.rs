@@ -853,8 +853,16 @@ impl Reader {
             self.is_over = is_target;
             return is_news;
         };
+        // It is the attempt that counted, even if a later one was seen: a hub
+        // without memory may have heard of that one never.
+        for (id, position) in &mut self.streams {
+            if position.command == state.command && *id != stream {
+                position.give_up_end();
+            }
+        }
         if let Some(position) = self.streams.get_mut(&stream) {
-            if position.course == Course::Awaited {
+            if position.course != Course::Ended {
+                position.course = Course::Awaited;
                 position.last = Some(Arc::clone(state));
             }
             return self.check(stream);

@@ -1,0 +1,174 @@
+//! From a connection that was accepted to a link: one deadline, and one place
+//! for each, whatever they consist of.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use trunkline_protocol::frame::{Close, Frame};
+use trunkline_protocol::limits::Limits;
+use trunkline_protocol::message::Secret;
+
+use super::link::{LinkTask, Registered, Transport};
+use super::{Shared, WakeUp};
+use crate::core::LinkId;
+use crate::transport::{self, Door, Greeted, Refused, Request};
+
+/// Somebody has connected: a place among the hub's links, and
+/// `greeting_timeout` from now until a greeting is accepted. Dropping it gives
+/// the place back.
+pub(crate) struct Arriving {
+    registered: Registered,
+    wake: Arc<WakeUp>,
+}
+
+impl Arriving {
+    /// Takes a place; `None` once the hub was dropped. The link may be turned
+    /// away already.
+    pub(crate) fn new(shared: &Arc<Shared>, address: Option<IpAddr>) -> Option<Self> {
+        let (id, wake) = shared.register()?;
+        let registered = Registered::new(shared, id);
+        shared.input(|core, now| core.handle_arrived(id, address, now));
+        Some(Self { registered, wake })
+    }
+
+    fn id(&self) -> LinkId {
+        self.registered.id
+    }
+
+    /// The close that the core has for it.
+    fn poll_turned_away(&self, cx: &Context<'_>) -> Poll<Option<Close>> {
+        if self.wake.poll(cx) {
+            let mut frames = Vec::new();
+            let id = self.id();
+            self.registered.shared.input(|core, now| core.transmit(id, now, &mut frames, 0));
+            if let Some(Frame::Close(close)) = frames.pop() {
+                return Poll::Ready(Some(close));
+            }
+        }
+        // A hub that stops has nothing to say.
+        if self.wake.is_stopped() { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    /// Does something for as long as the link is not turned away.
+    async fn unless_turned_away<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Option<Close>> {
+        let mut work = std::pin::pin!(work);
+        poll_fn(|cx| {
+            if let Poll::Ready(close) = self.poll_turned_away(cx) {
+                return Poll::Ready(Err(close));
+            }
+            work.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// The handshake was all right. `token` and `address` are what it said.
+    fn open(&self, token: Option<Secret>, address: Option<IpAddr>) {
+        let id = self.id();
+        self.registered.shared.input(|core, now| core.handle_opened(id, token, address, now));
+    }
+
+    /// Runs the link on a transport without a handshake of its own. Returns
+    /// its life, to be spawned.
+    pub(crate) fn run<T: Transport>(
+        self,
+        transport: T,
+        token: Option<Secret>,
+    ) -> impl Future<Output = ()> + Send {
+        self.open(token, None);
+        LinkTask::new(self.registered, self.wake, transport).run()
+    }
+
+    /// Runs the link on a WebSocket, from its handshake to its end. `socket`
+    /// is what bytes come over, once it is there; `is_passed_on` whether it
+    /// comes from somebody who is believed about where it came from before.
+    pub(crate) async fn serve<S>(
+        self,
+        socket: impl Future<Output = io::Result<S>>,
+        limits: &Limits,
+        door: &Door,
+        is_passed_on: bool,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let id = self.id();
+        // Over one that is there already it can be said why there is no link.
+        let mut socket = std::pin::pin!(socket);
+        let socket = match socket.as_mut().now_or_never() {
+            Some(done) => Ok(done),
+            None => self.unless_turned_away(socket).await,
+        };
+        let mut socket = match socket {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => {
+                tracing::debug!(target: "trunkline::hub", link = id.0, %error, "connection failed");
+                return;
+            }
+            Err(_) => return, // there is nothing to say it over
+        };
+        match self.shake(&mut socket, door, is_passed_on).await {
+            Ok(Ok(())) => {
+                let greeted = Greeted::default();
+                let transport = transport::link(socket, limits, Arc::clone(&greeted)).await;
+                let task = LinkTask::new(self.registered, self.wake, transport);
+                task.saying_when_greeted(greeted).run().await;
+            }
+            Ok(Err(refused)) => {
+                tracing::debug!(target: "trunkline::hub", link = id.0, why = refused.why, "handshake refused");
+                self.refuse(&mut socket, &refused).await;
+            }
+            Err(error) => {
+                tracing::debug!(target: "trunkline::hub", link = id.0, %error, "handshake failed");
+            }
+        }
+    }
+
+    async fn shake<S>(
+        &self,
+        socket: &mut S,
+        door: &Door,
+        is_passed_on: bool,
+    ) -> io::Result<Result<(), Refused>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let turned_away = |close: Option<Close>| match close {
+            Some(close) => Ok(Err(Refused::closed(&close))),
+            None => Err(io::ErrorKind::ConnectionAborted.into()),
+        };
+        let request: Request = match self.unless_turned_away(transport::read(socket, door)).await {
+            Ok(read) => match read? {
+                Ok(request) => request,
+                Err(refused) => return Ok(Err(refused)),
+            },
+            Err(close) => return turned_away(close),
+        };
+        let address = request.forwarded_for.filter(|_| is_passed_on);
+        self.open(request.token.clone(), address);
+        match self.unless_turned_away(request.accept(socket)).await {
+            Ok(accepted) => accepted.map(Ok),
+            Err(close) => turned_away(close),
+        }
+    }
+
+    /// Says why there is no link, if that can be said in time and there is
+    /// room for who is told.
+    async fn refuse<S>(self, socket: &mut S, refused: &Refused)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shared = Arc::clone(&self.registered.shared);
+        // For the hub it is gone now: who is refused takes nobody's place.
+        drop(self);
+        let Ok(_room) = shared.farewells.try_acquire() else { return };
+        let refusing = transport::refuse(socket, refused);
+        let _ = tokio::time::timeout(shared.close_timeout, refusing).await;
+    }
+}
