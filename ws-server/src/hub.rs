@@ -274,9 +274,9 @@ impl Hub {
     ///
     /// `open` gets the connection and its peer's address. What it returns runs on
     /// a task of that connection's own: one that takes long keeps nobody else
-    /// waiting. It shares `greeting_timeout` with what follows, and is dropped
-    /// when that is over, or the connection was closed with the error that it
-    /// returns, which is logged (level `DEBUG`).
+    /// waiting. It shares `greeting_timeout` with what follows, and is dropped when
+    /// that is over or its peer is turned away. If it fails, the connection is
+    /// closed and the error logged (level `DEBUG`).
     ///
     /// Cancel safe: dropping the future stops accepting; links that are up go
     /// on, and so do connections that are being opened.
@@ -297,18 +297,19 @@ impl Hub {
                 return Ok(());
             }
             tokio::select! {
-                           accepted = listener.accept() => match accepted {
-                               Ok((socket, peer)) => {
-            self.serve_socket(socket, peer.ip(), |socket| open(socket, peer)); }
-                               Err(error) if is_passing(&error) => {
-                                   tracing::warn!(target: "trunkline::hub", %error, "accept failed");
-                                   // Out of descriptors, say: some may be free in a moment.
-                                   self.shared.pause(Duration::from_millis(50)).await;
-                               }
-                               Err(error) => return Err(error),
-                           },
-                           () = ended => {}
-                       }
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => {
+                        self.serve_socket(socket, peer.ip(), |socket| open(socket, peer));
+                    }
+                    Err(error) if is_passing(&error) => {
+                        tracing::warn!(target: "trunkline::hub", %error, "accept failed");
+                        // Out of descriptors, say: some may be free in a moment.
+                        self.shared.pause(Duration::from_millis(50)).await;
+                    }
+                    Err(error) => return Err(error),
+                },
+                () = ended => {}
+            }
         }
     }
 
