@@ -14,7 +14,8 @@
 //! ```
 //!
 //! That hub lets anyone in, for development. With
-//! [`HubBuilder::authenticator`] it asks for tokens, with
+//! [`HubBuilder::authenticator`] it asks for tokens (a table of them, or with
+//! feature `jwt` those that your identity provider signs), with
 //! [`HubBuilder::queue`] it keeps commands where they last, with
 //! [`HubBuilder::limits`] every bound is yours.
 //!
@@ -39,6 +40,8 @@ pub use hooks::{
     MemoryQueue, MemoryStreamLog, Permission, Policy, QueueError, Role, RolePolicy, StreamLog,
     TokenTable, TracingLogSink,
 };
+#[cfg(feature = "jwt")]
+pub use hooks::{JwtAuthenticator, JwtBuilder, JwtSetupError};
 pub use hub::{Arrival, Hub, HubBuilder, IpNet, StartError};
 pub use transport::{MemoryLink, Origin, OriginError, Violation};
 pub use trunkline_protocol as protocol;

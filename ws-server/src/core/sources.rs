@@ -21,7 +21,7 @@ const FAILING_MAX: usize = 16 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Source {
     V4([u8; 4]),
-    V6([u8; 8]),
+    V6(u64),
 }
 
 impl From<IpAddr> for Source {
@@ -29,8 +29,9 @@ impl From<IpAddr> for Source {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::V4(address.octets()),
             IpAddr::V6(address) => {
-                let [a, b, c, d, e, f, g, h, ..] = address.octets();
-                Self::V6([a, b, c, d, e, f, g, h])
+                // The upper half, as eight bytes.
+                let network = (address.to_bits() >> 64) & u128::from(u64::MAX);
+                Self::V6(u64::try_from(network).unwrap_or_default())
             }
         }
     }
@@ -119,7 +120,8 @@ impl Sources {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::Ipv4Addr;
+    use std::net::Ipv6Addr;
 
     use trunkline_protocol::rate::Rate;
 

@@ -2,6 +2,8 @@
 //! when it is called and what it must keep.
 
 mod authenticator;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod log_sink;
 mod policy;
 mod queue;
@@ -15,6 +17,8 @@ use std::pin::Pin;
 pub use authenticator::{
     Anyone, AuthError, Authenticator, Credentials, Identity, Role, TokenTable,
 };
+#[cfg(feature = "jwt")]
+pub use jwt::{JwtAuthenticator, JwtBuilder, JwtSetupError};
 pub use log_sink::{ForwardedLogs, LogSender, LogSink, LogSinkError, TracingLogSink};
 pub use policy::{
     AgentRef, Agents, Grant, GrantError, Permission, Policy, RolePolicy, WholeTenant,
