@@ -118,6 +118,9 @@ pub enum OpenError {
 /// left half written is cut off, with a warning: nothing was begun on it. As a
 /// torn record cannot be told from a damaged one, the journal then takes a new
 /// [`instance`](Recovered::instance), so that nothing is run again because of it.
+///
+/// Dropping it waits for a write that is under way, milliseconds, and lets go of
+/// the file.
 #[derive(Debug)]
 pub struct FileJournal {
     book: Arc<Mutex<Book>>,
@@ -126,9 +129,9 @@ pub struct FileJournal {
 #[derive(Debug)]
 struct Book {
     path: PathBuf,
-    /// Locked for as long as this lives; the system lets go of it with the
+    /// Held until the journal is dropped; the system lets go of it with the
     /// process.
-    _lock: Lock,
+    lock: Option<Lock>,
     /// `None` while what is in the file, or which file has the name, is in
     /// doubt: it is written anew before anything else.
     file: Option<File>,
@@ -170,11 +173,19 @@ impl FileJournal {
         let (length, base) = whole.map_or((0, 0), |found| (found.length, found.base));
         let attempts = found.map(|found| found.attempts).unwrap_or_default();
         let mut book =
-            Book { path: path.clone(), _lock: lock, file, instance, attempts, length, base };
+            Book { path: path.clone(), lock: Some(lock), file, instance, attempts, length, base };
         if book.file.is_none() {
             book.file = Some(book.write_anew().map_err(failed)?);
         }
         Ok(Self { book: Arc::new(Mutex::new(book)) })
+    }
+}
+
+/// A write may be under way for whom nobody waits any more: it is waited for
+/// here, and none is begun after it, so that the next may open the file.
+impl Drop for FileJournal {
+    fn drop(&mut self) {
+        lock(&self.book).lock = None;
     }
 }
 
@@ -208,6 +219,10 @@ fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
 
 impl Book {
     fn append(&mut self, records: &[JournalRecord]) -> io::Result<()> {
+        if self.lock.is_none() {
+            // Nobody waits for it, and the file may be another's by now.
+            return Err(io::Error::other("the journal was closed"));
+        }
         let frame = frame(records)?;
         let is_long = self.length > 2 * self.base + SLACK_BYTES;
         let mut file = match self.file.take().filter(|_| !is_long) {

@@ -106,6 +106,21 @@ fn two_cannot_share_a_file() {
 }
 
 #[tokio::test]
+async fn one_that_is_dropped_over_a_write_lets_go_of_its_file() {
+    let (_folder, path) = place();
+    let mut known = FileJournal::open(&path).unwrap().load().await.unwrap();
+    for n in 0..200 {
+        let journal = FileJournal::open(&path).expect("the last one has let go of it");
+        known = journal.load().await.unwrap();
+        let records = [begun(n)];
+        let mut dropped = journal.record(&records);
+        let waker = std::task::Waker::noop();
+        assert!(dropped.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+    }
+    assert!(known.records.len() <= 199, "what nobody waited for is there, or is not");
+}
+
+#[tokio::test]
 async fn a_write_that_fails_is_told_and_leaves_nothing_behind() {
     let (_folder, path) = place();
     let journal = FileJournal::open(&path).unwrap();
