@@ -134,7 +134,7 @@ async fn run(
         () = told => {}
     }
     println!("hub: ending; {} links are told to be back", hub.links());
-    hub.shutdown(SPREAD).await;
+    hub.drain(SPREAD).await;
     Ok(())
 }
 

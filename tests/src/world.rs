@@ -416,6 +416,15 @@ impl World {
         self.start_hub(Memory::Kept);
     }
 
+    /// The hub ends all links of a subject; how many those were.
+    pub fn revoke(&mut self, tenant: &str, subject: &str) -> usize {
+        let now = self.now();
+        let tenant = tenant.parse().expect("a name");
+        let ended = self.hub.as_mut().map(|hub| hub.handle_revoked(&tenant, subject, now));
+        self.pump();
+        ended.unwrap_or_default()
+    }
+
     /// The hub is another from the beginning: one with a stream log.
     pub fn keep_output(&mut self) {
         assert!(self.cables.is_empty(), "it is early enough");

@@ -204,7 +204,7 @@ async fn runs_a_program_in_a_terminal(fabric: Fabric) {
     assert_eq!(same, bytes, "all dashboards agree");
     agent.stop().await;
     is_there(&bob, "build-1", Presence::Offline).await;
-    fabric.hub.shutdown(Duration::ZERO).await;
+    fabric.hub.drain(Duration::ZERO).await;
     assert_eq!(fabric.hub.links(), 0);
 }
 

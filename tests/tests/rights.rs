@@ -54,6 +54,10 @@ fn world(seed: u64, roles: &[&[&str]]) -> World {
     world
 }
 
+fn is_up(world: &mut World, dashboard: usize) -> bool {
+    world.core_of(dashboard).connection().is_connected()
+}
+
 fn refusal(world: &mut World, dashboard: usize, request: &RequestId) -> Option<ErrorCode> {
     world.run_until(5 * S, |w| w.answer(dashboard, request).is_some());
     match world.answer(dashboard, request).unwrap() {
@@ -414,4 +418,57 @@ fn rights_hold_across_a_restart_of_the_hub() {
     assert_eq!(world.status(0, on_b), Some(CommandStatus::Completed));
     assert_eq!(world.status(1, on_b), None);
     assert_eq!((world.presence(1, "a"), world.presence(1, "b")), (Some(Presence::Online), None));
+}
+
+#[test]
+fn who_is_revoked_is_out_at_once_and_the_others_go_on() {
+    let mut world = World::new(20);
+    world.set_policy(policy());
+    for (number, subject) in ["ann", "ann", "bob"].into_iter().enumerate() {
+        world.dashboard();
+        world.identities.insert(Peer::Dashboard(number), identity(subject, &["viewer"]));
+    }
+    for name in ["a", "b"] {
+        world.agent(name);
+    }
+    world.run_for(3 * S);
+    // Nobody gets in again.
+    world.auth_fails = true;
+    assert_eq!(world.revoke("another", "ann"), 0, "it is another Ann");
+    assert_eq!(world.revoke("default", "ann"), 2);
+    world.run_for(S);
+    for dashboard in [0, 1] {
+        assert!(!is_up(&mut world, dashboard));
+    }
+    assert!(is_up(&mut world, 2));
+
+    assert_eq!(world.revoke("default", "a"), 1, "an agent has one link");
+    world.run_until(5 * S, |w| w.presence(2, "a") != Some(Presence::Online));
+    assert_eq!(world.presence(2, "b"), Some(Presence::Online));
+    assert_eq!(world.revoke("default", "nobody"), 0);
+}
+
+#[test]
+fn who_is_revoked_while_the_authenticator_thinks_does_not_slip_in() {
+    let mut world = world(21, &[&["viewer"], &["viewer"]]);
+    world.hook_delay = 3 * S;
+    let cables = world.cables_made();
+    world.cut(Peer::Dashboard(0));
+    world.run_until(5 * S, |w| w.cables_made() > cables);
+    world.run_for(S / 50);
+    // It has greeted, and the answer is on its way: it was good when asked.
+    assert_eq!(world.revoke("default", "d0"), 0, "there is no link of it to end yet");
+    world.auth_fails = true;
+    world.run_for(10 * S);
+    assert!(!is_up(&mut world, 0));
+    assert!(is_up(&mut world, 1));
+    world.auth_fails = false;
+
+    // Nor by a new token that was being looked at.
+    world.core_of(1).refresh("token".into());
+    world.run_for(S / 10);
+    world.auth_fails = true;
+    assert_eq!(world.revoke("default", "d1"), 1);
+    world.run_for(5 * S);
+    assert!(!is_up(&mut world, 1));
 }

@@ -452,7 +452,7 @@ async fn everything(seed: u64) {
         1 => ann.close().await,
         _ => stage.cut(),
     }
-    stage.hub.shutdown(Duration::ZERO).await;
+    stage.hub.drain(Duration::ZERO).await;
     assert_eq!(stage.hub.links(), 0);
     drop((agent, ann, bob, much, echoes, both, wait, stage));
     let took = begun.elapsed();

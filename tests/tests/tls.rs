@@ -71,7 +71,7 @@ async fn carries_a_command(host: &str) {
     assert_eq!(end.end.as_ref().unwrap().exit_code, Some(3));
     agent.stop().await;
     ann.close().await;
-    within(hub.shutdown(Duration::ZERO)).await;
+    within(hub.drain(Duration::ZERO)).await;
     assert_eq!(hub.links(), 0);
 }
 

@@ -11,7 +11,7 @@ pub use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use trunkline_protocol::frame::Frame;
-use trunkline_protocol::ids::HubInstance;
+use trunkline_protocol::ids::{HubInstance, TenantId};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::Secret;
 
@@ -25,7 +25,7 @@ use crate::transport::{self, Door, MemoryLink, Origin};
 
 /// A running hub. Cloning gives another handle to the same one; when the last
 /// handle is dropped, every link is dropped without a word: see
-/// [`shutdown`](Self::shutdown) for the polite way.
+/// [`drain`](Self::drain) for the polite way.
 #[derive(Clone)]
 pub struct Hub {
     pub(crate) shared: Arc<Shared>,
@@ -234,7 +234,7 @@ impl Hub {
     }
 
     /// Serves WebSocket connections of `listener` until
-    /// [`shutdown`](Self::shutdown).
+    /// [`drain`](Self::drain).
     ///
     /// From the accepted connection to a successful greeting a peer has
     /// `greeting_timeout` in all. Connections beyond `links_max` are told to
@@ -387,6 +387,17 @@ impl Hub {
         self.shared.links()
     }
 
+    /// Ends all links of a subject at once, its agents' and its dashboards';
+    /// how many those were. What is being authenticated of it meanwhile is
+    /// refused, too. Peers are told to come back with a new token (4401):
+    /// whether one will do is for your [`Authenticator`] to say, which must know
+    /// by then that the old ones will not.
+    ///
+    /// Commands that its agents run go on there.
+    pub fn revoke(&self, tenant: &TenantId, subject: &str) -> usize {
+        self.shared.input(|core, now| core.handle_revoked(tenant, subject, now))
+    }
+
     /// Ends the hub in order: nothing new is taken, what waits for each link
     /// goes out, and every peer is told to be back at a time of its own within
     /// `spread`, so that a fleet does not return all at once. Returns when all
@@ -395,7 +406,7 @@ impl Hub {
     /// Queued commands stay in the queue; running ones go on at their agents.
     ///
     /// Cancel safe: the closing goes on.
-    pub async fn shutdown(&self, spread: Duration) {
+    pub async fn drain(&self, spread: Duration) {
         self.shared.input(|core, now| core.handle_drain(spread, now));
         self.shared.ended.notify_waiters();
         let all_ended = async {

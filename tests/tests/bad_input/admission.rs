@@ -196,7 +196,7 @@ async fn what_a_connection_is_wrapped_in_is_part_of_its_time() {
     let arrival = hub.arrive(peer).unwrap();
     arrival.serve(std::future::pending::<std::io::Result<TcpStream>>()).await;
     assert_eq!(hub.links(), 0);
-    hub.shutdown(Duration::ZERO).await;
+    hub.drain(Duration::ZERO).await;
     let after = hub.arrive(peer);
     assert!(after.is_none(), "a hub that has ended takes nobody");
 }

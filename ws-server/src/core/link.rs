@@ -131,6 +131,8 @@ pub(super) struct Link {
     /// When its credentials run out, and whether it has been told.
     pub(super) expires: Option<Duration>,
     pub(super) refreshing: bool,
+    /// How many subjects had been revoked when the authenticator was asked.
+    pub(super) asked: u64,
     pub(super) closing: Option<Closing>,
     control: VecDeque<Frame>,
     control_bytes: usize,
@@ -148,6 +150,7 @@ impl Link {
             invalid: 0,
             expires: None,
             refreshing: false,
+            asked: 0,
             closing: None,
             control: VecDeque::new(),
             control_bytes: 0,

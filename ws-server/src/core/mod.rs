@@ -93,6 +93,26 @@ pub struct Core {
     wires: Wires,
     tenants: HashMap<TenantId, Tenant>,
     rng: StdRng,
+    revoked: Revoked,
+}
+
+/// Whose links were ended lately: a question to the authenticator that was
+/// asked before may be answered after.
+#[derive(Debug, Default)]
+struct Revoked {
+    /// How many there were so far.
+    count: u64,
+    /// Which one, when, and whose.
+    latest: VecDeque<(u64, Duration, TenantId, String)>,
+}
+
+impl Revoked {
+    /// Whether this was so since `count` of them.
+    fn is_since(&self, count: u64, identity: &Identity) -> bool {
+        self.latest.iter().any(|(number, _, tenant, subject)| {
+            *number >= count && (tenant, subject) == (&identity.tenant, &identity.subject)
+        })
+    }
 }
 
 impl Core {
@@ -119,6 +139,7 @@ impl Core {
             },
             tenants: HashMap::new(),
             rng: StdRng::from_seed(setup.seed),
+            revoked: Revoked::default(),
         };
         let mut stored = setup.stored;
         stored.sort_by_key(|command| (command.ended_at_ms, command.order));
@@ -481,6 +502,7 @@ impl Core {
         let credentials = Credentials { role, token: token.or(header) };
         let Envelope { id: request, message, .. } = greeting;
         link.state = State::Authenticating { greeting: Box::new(message), id: request };
+        link.asked = self.revoked.count;
         self.wires.effects.push_back(Effect::Authenticate { link: id, credentials });
     }
 
@@ -504,6 +526,13 @@ impl Core {
     ) {
         self.wires.now = now;
         let Some(link) = self.wires.links.get_mut(&id) else { return };
+        let revoked = &self.revoked;
+        let result = result.and_then(|identity| {
+            if revoked.is_since(link.asked, &identity) {
+                return Err(AuthError::Unauthorized("revoked while it was asked about".into()));
+            }
+            Ok(identity)
+        });
         if link.refreshing {
             link.refreshing = false;
             self.handle_refreshed(id, result);
@@ -817,6 +846,7 @@ impl Core {
         }
         let Some(link) = self.wires.links.get_mut(&id) else { return };
         link.refreshing = true;
+        link.asked = self.revoked.count;
         let credentials = Credentials { role, token: Some(token) };
         self.wires.effects.push_back(Effect::Authenticate { link: id, credentials });
     }
@@ -880,6 +910,43 @@ impl Core {
             }
         }
         Ok(expires_in)
+    }
+
+    /// Ends all links of a subject at once, agents' and dashboards', and what
+    /// of it is being authenticated; how many links those were. Peers are told
+    /// to come back with a new token.
+    pub fn handle_revoked(&mut self, tenant: &TenantId, subject: &str, now: Now) -> usize {
+        self.wires.now = now;
+        let (number, at) = (self.revoked.count, now.monotonic);
+        self.revoked.count += 1;
+        // Nobody waits longer for an answer than that.
+        let keep = self.wires.limits.hook_timeout * 2;
+        let latest = &mut self.revoked.latest;
+        while latest.front().is_some_and(|(_, since, ..)| at.saturating_sub(*since) > keep) {
+            latest.pop_front();
+        }
+        latest.push_back((number, at, tenant.clone(), subject.to_owned()));
+        let is_theirs = |state: &State| match state {
+            State::Agent(link) => {
+                let agent =
+                    self.tenants.get(tenant).and_then(|known| known.agents.get(&link.agent));
+                let seen = agent.and_then(|agent| agent.seen.as_ref());
+                link.tenant == *tenant && seen.is_some_and(|seen| seen.subject == subject)
+            }
+            State::Dashboard(link) => link.tenant == *tenant && link.identity.subject == subject,
+            State::Arriving
+            | State::Greeting { .. }
+            | State::Authenticating { .. }
+            | State::Closed => false,
+        };
+        let links = self.wires.links.iter().filter(|(_, link)| is_theirs(&link.state));
+        let links: BTreeSet<LinkId> = links.map(|(id, _)| *id).collect();
+        for id in &links {
+            self.wires.close(*id, Close::new(CloseCode::Unauthorized, "revoked: new token"));
+        }
+        tracing::info!(target: "trunkline::hub", %tenant, links = links.len(), "revoked");
+        self.tidy();
+        links.len()
     }
 
     // ---- hooks, time, end -----------------------------------------------
