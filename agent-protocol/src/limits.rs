@@ -106,6 +106,8 @@ pub struct Limits {
 
     /// Memory of one stream's log, its bookkeeping included. 8 MiB.
     pub log_bytes_per_stream: usize,
+    /// Memory of all logs of one tenant; the largest gives. 128 MiB.
+    pub log_bytes_per_tenant: usize,
     /// Memory of all logs. 256 MiB.
     pub log_bytes_total: usize,
     /// How long a log is kept after its command has ended. 15 min.
@@ -186,6 +188,7 @@ impl Default for Limits {
             run_for_margin: Duration::from_secs(30),
 
             log_bytes_per_stream: 8 * MIB,
+            log_bytes_per_tenant: 128 * MIB,
             log_bytes_total: 256 * MIB,
             log_retention: Duration::from_secs(15 * 60),
             grant_bytes: MIB as u64,

@@ -143,7 +143,7 @@ struct Life {
 fn limits() -> Limits {
     Limits {
         log_bytes_per_stream: 48 * 1024,
-        log_bytes_total: 160 * 1024,
+        log_bytes_per_tenant: 160 * 1024,
         grant_bytes: 16 * 1024,
         terminal_bytes_per_second: 64 * 1024,
         queue_per_agent: 4,
@@ -548,7 +548,7 @@ impl Life {
         let limits = limits();
         if let Some(hub) = self.world.hub() {
             let bytes = hub.log_bytes();
-            assert!(bytes <= limits.log_bytes_total, "all logs together take {bytes} bytes");
+            assert!(bytes <= limits.log_bytes_per_tenant, "all logs together take {bytes} bytes");
         }
         for node in &self.world.agents {
             let Some(core) = &node.core else { continue };

@@ -9,6 +9,7 @@ use trunkline_client::ConnectionState;
 use trunkline_client::core::dashboard::{Audit, Reading, RequestError};
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::ids::{CommandId, RequestId};
+use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
     CommandInterrupt, CommandStatus, DashboardToHub, EmergencyStop, ErrorCode, Presence, Target,
     TerminalInput, TerminalResize, TerminalSize,
@@ -471,4 +472,45 @@ fn who_is_revoked_while_the_authenticator_thinks_does_not_slip_in() {
     assert_eq!(world.revoke("default", "d1"), 1);
     world.run_for(5 * S);
     assert!(!is_up(&mut world, 1));
+}
+
+#[test]
+fn a_tenant_that_floods_costs_itself_only() {
+    let limits = Limits {
+        log_bytes_per_stream: 64 * 1024,
+        log_bytes_per_tenant: 128 * 1024,
+        log_bytes_total: 512 * 1024,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(22, limits);
+    for (number, tenant) in ["quiet", "loud"].into_iter().enumerate() {
+        let of = |subject: &str| Identity::new(tenant.parse().unwrap(), subject);
+        world.agent_with(tenant, |setup| setup.slots = 8);
+        world.dashboard();
+        world.identities.insert(Peer::Agent(number), of("agent"));
+        world.identities.insert(Peer::Dashboard(number), of("dashboard"));
+    }
+    world.run_for(3 * S);
+    let (modest, _) = world.request(0, "quiet", "write:40000 exit:0");
+    world.run_until(20 * S, |w| w.status(0, modest) == Some(CommandStatus::Completed));
+    let before = world.hub().unwrap().log_bytes();
+    let loud: Vec<_> = (0..8).map(|_| world.request(1, "loud", "write:60000 exit:0").0).collect();
+    world.run_until(60 * S, |w| {
+        loud.iter().all(|id| w.status(1, *id) == Some(CommandStatus::Completed))
+    });
+    let theirs = world.hub().unwrap().log_bytes() - before;
+    assert!(theirs <= 128 * 1024, "{theirs}");
+    assert!(theirs > 64 * 1024, "but of what it may have it has most: {theirs}");
+
+    // Who reads now has all of the one, and of the other what is left, named.
+    let readers: Vec<_> = loud.iter().map(|id| (*id, world.watch(1, *id))).collect();
+    let reader = world.watch(0, modest);
+    world.run_until(20 * S, |w| {
+        let all = readers.iter().all(|(_, reader)| w.dashboards[1].over.contains(reader));
+        all && w.dashboards[0].over.contains(&reader)
+    });
+    let seen = world.dashboards[0].of(modest).unwrap();
+    assert_eq!((seen.bytes, seen.gaps.len()), (40_000, 0));
+    let gaps = |id: &CommandId| world.dashboards[1].of(*id).unwrap().gaps.len();
+    assert!(loud.iter().map(gaps).sum::<usize>() > 0, "there was no room for all of it");
 }

@@ -93,18 +93,21 @@ impl Stream {
 }
 
 impl Stream {
-    /// Brings the sum of all logs up to date with what this one costs now.
-    fn count(&mut self, log_bytes: &mut usize) {
+    /// Brings the sums of all logs, and of all of its tenant, up to date with
+    /// what this one costs now.
+    fn count(&mut self, of_all: &mut usize, of_tenant: &mut usize) {
         let cost = self.log.cost();
-        *log_bytes = *log_bytes - self.counted + cost;
+        for sum in [of_all, of_tenant] {
+            *sum = *sum - self.counted + cost;
+        }
         self.counted = cost;
     }
 
     /// There is more in the log, be it the name of a hole, which is memory,
     /// too.
-    fn grown(&mut self, wires: &mut Wires, tenant: &TenantId) {
+    fn grown(&mut self, wires: &mut Wires, tenant: &TenantId, of_tenant: &mut usize) {
         self.log.evict_to(wires.limits.log_bytes_per_stream);
-        self.count(&mut wires.log_bytes);
+        self.count(&mut wires.log_bytes, of_tenant);
         wires.keep(tenant, self.log.stream(), &mut self.copying);
     }
 
@@ -160,8 +163,9 @@ impl Tenant {
             waiting: Vec::new(),
         };
         loaded.log.evict_to(wires.limits.log_bytes_per_stream);
-        loaded.count(&mut wires.log_bytes);
+        loaded.count(&mut wires.log_bytes, &mut self.log_bytes);
         self.streams.insert(stream, loaded);
+        self.bound_logs(wires);
         true
     }
 
@@ -194,7 +198,7 @@ impl Tenant {
                 telling: false,
                 waiting: Vec::new(),
             };
-            opened.count(&mut wires.log_bytes);
+            opened.count(&mut wires.log_bytes, &mut self.log_bytes);
             wires.keep(&self.id, stream, &mut opened.copying);
             vacant.insert(opened);
             self.announce(wires, stream, &Target::Command(command));
@@ -287,9 +291,10 @@ impl Tenant {
         match stream.log.append(header.offset, header.channel, &data) {
             Ok(0) => {}
             Ok(_) => {
-                stream.grown(wires, &self.id);
+                stream.grown(wires, &self.id, &mut self.log_bytes);
                 self.wake_readers(wires, header.stream);
                 self.grant(wires, header.stream);
+                self.bound_logs(wires);
             }
             Err(jump) => {
                 let message = format!("offset: must not be beyond {}", jump.expected);
@@ -322,9 +327,10 @@ impl Tenant {
         let end = self.commands.get(&stream.command).and_then(Command::end).unwrap_or(u64::MAX);
         if stream.log.skip(gap.to.min(end), gap.reason).is_some() {
             stream.allowed = stream.allowed.max(gap.to);
-            stream.grown(wires, &self.id);
+            stream.grown(wires, &self.id, &mut self.log_bytes);
             self.wake_readers(wires, gap.stream);
             self.grant(wires, gap.stream);
+            self.bound_logs(wires);
         }
     }
 
@@ -349,7 +355,7 @@ impl Tenant {
         for (id, end) in lost {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             if stream.log.skip(end, GapReason::AgentLoss).is_some() {
-                stream.grown(wires, &self.id);
+                stream.grown(wires, &self.id, &mut self.log_bytes);
                 self.wake_readers(wires, id);
             }
         }
@@ -611,7 +617,7 @@ impl Tenant {
             if !binary {
                 // The log keeps the texts it made, within its bound.
                 stream.log.evict_to(stream_bytes_max);
-                stream.count(log_bytes);
+                stream.count(log_bytes, &mut self.log_bytes);
             }
             match next {
                 Some(wait) => {
@@ -638,6 +644,7 @@ impl Tenant {
     pub(super) fn drop_stream(&mut self, wires: &mut Wires, id: StreamId) {
         let Some(stream) = self.streams.remove(&id) else { return };
         wires.log_bytes -= stream.counted;
+        self.log_bytes -= stream.counted;
         wires.keep_no_more(&self.id, id);
         let ended = self.commands.get(&stream.command).and_then(Command::end);
         let end = stream.log.end().max(ended.unwrap_or(0));
@@ -654,6 +661,19 @@ impl Tenant {
         }
     }
 
+    /// Keeps this tenant's logs together within their bound: the largest gives.
+    fn bound_logs(&mut self, wires: &mut Wires) {
+        while self.log_bytes > wires.limits.log_bytes_per_tenant {
+            let Some((cost, stream)) = self.largest_stream() else { return };
+            let before = self.log_bytes;
+            // An eighth at a time, so that the search is rare.
+            self.evict(wires, stream, cost - cost / 8);
+            if self.log_bytes >= before {
+                return;
+            }
+        }
+    }
+
     /// The largest log's cost, and whose it is.
     pub(super) fn largest_stream(&self) -> Option<(usize, StreamId)> {
         self.streams.iter().map(|(id, stream)| (stream.log.cost(), *id)).max()
@@ -663,7 +683,7 @@ impl Tenant {
     pub(super) fn evict(&mut self, wires: &mut Wires, id: StreamId, down_to: usize) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.log.evict_to(down_to);
-            stream.count(&mut wires.log_bytes);
+            stream.count(&mut wires.log_bytes, &mut self.log_bytes);
             wires.keep(&self.id, id, &mut stream.copying);
         }
     }

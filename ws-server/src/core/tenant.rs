@@ -30,6 +30,8 @@ pub(super) struct Tenant {
     pub(super) relabelled_at: Option<u64>,
     pub(super) commands: HashMap<CommandId, Command>,
     pub(super) streams: HashMap<StreamId, Stream>,
+    /// Memory of all of their logs.
+    pub(super) log_bytes: usize,
     pub(super) dashboards: HashMap<DashboardId, Dashboard>,
     pub(super) left: Left,
     /// Those who the dashboards belong to.
@@ -53,6 +55,7 @@ impl Tenant {
             relabelled_at: None,
             commands: HashMap::new(),
             streams: HashMap::new(),
+            log_bytes: 0,
             dashboards: HashMap::new(),
             left: Left::default(),
             subjects: HashMap::new(),
