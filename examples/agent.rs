@@ -31,7 +31,7 @@ use trunkline_client::protocol::close::CloseCode;
 use trunkline_client::{
     Agent, CommandHandler as _, ConnectionState, Execution, FileJournal, Outcome, Programs,
 };
-use trunkline_examples::{connection_in_words, printable, short};
+use trunkline_examples::{connection_in_words, printable, short, without_secrets};
 
 /// Where a token may also come from.
 const TOKEN: &str = "TRUNKLINE_TOKEN";
@@ -95,7 +95,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     }
     let agent = agent.connect(move |execution| run(programs.clone(), execution));
 
-    println!("agent: {} dials {}", args.name, args.hub);
+    println!("agent: {} dials {}", args.name, without_secrets(&args.hub));
     let told = tokio::spawn(tell(agent.connection()));
     let mut is_wanted = true;
     tokio::select! {
@@ -119,7 +119,9 @@ fn default_journal(hub: &str, name: &str) -> Result<PathBuf, Box<dyn Error>> {
     let folder = state.join("trunkline");
     std::fs::create_dir_all(&folder)
         .map_err(|error| format!("{}: {error} (see --journal)", folder.display()))?;
-    let hub = hub.split_once("://").map_or(hub, |(_, address)| address);
+    // Nothing that is secret in a URL gets into a file name.
+    let hub = without_secrets(hub);
+    let hub = hub.split_once("://").map_or(&*hub, |(_, address)| address);
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let file: String = format!("{name}@").chars().chain(hub.chars().map(plain)).collect();
     Ok(folder.join(Path::new(&file).with_added_extension("journal")))

@@ -8,6 +8,9 @@
 //!     --tls-cert cert.pem --tls-key key.pem
 //! ```
 //!
+//! With feature `metrics`, `--metrics 127.0.0.1:9090` shows its figures at
+//! `http://127.0.0.1:9090/metrics`, for Prometheus.
+//!
 //! Without `--tokens` anyone who can reach it may be anything: keep that to
 //! your own machine. A file of tokens has one per line, with its tenant and
 //! whose it is; a dashboard's name is only for the log:
@@ -62,6 +65,11 @@ struct Args {
     /// the addresses that links come from
     #[arg(long, value_name = "NETWORK")]
     trust_proxy: Vec<IpNet>,
+    /// Show figures for Prometheus at this address, under `/metrics`: not where
+    /// strangers are
+    #[cfg(feature = "metrics")]
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<std::net::SocketAddr>,
     /// Keep accepted commands in this SQLite file; in memory without
     #[cfg(feature = "sqlite")]
     #[arg(long, value_name = "FILE")]
@@ -79,6 +87,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
 
+    #[cfg(feature = "metrics")]
+    if let Some(address) = args.metrics {
+        trunkline_examples::metrics::serve(address)
+            .map_err(|error| format!("no metrics at {address}: {error}"))?;
+        println!("hub: metrics at http://{address}/metrics");
+    }
     // Before anything is opened: they may be wrong.
     #[cfg(feature = "tls")]
     let tls = match (&args.tls_cert, &args.tls_key) {

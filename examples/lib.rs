@@ -1,5 +1,7 @@
 //! What the examples share: a clock, a log, and words for people.
 
+#[cfg(feature = "metrics")]
+pub mod metrics;
 #[cfg(feature = "tls")]
 pub mod tls;
 
@@ -11,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use trunkline_client::protocol::frame::Close;
 use trunkline_client::protocol::ids::CommandId;
 use trunkline_client::protocol::message::{CommandState, CommandStatus};
+use trunkline_client::protocol::one_line::OneLine;
 use trunkline_client::{ConnectionState, WebSocket};
 
 /// The present moment. An example is a shell, and this is its one clock.
@@ -43,7 +46,7 @@ pub fn log_to_stderr(default: &str) {
 ///
 /// When the URL is not one, or the file has no such certificates.
 pub fn connector(url: &str, ca: Option<&Path>) -> Result<WebSocket, Box<dyn Error>> {
-    let hub = WebSocket::new(url).map_err(|error| format!("{url}: {error}"))?;
+    let hub = WebSocket::new(url).map_err(|error| format!("{}: {error}", without_secrets(url)))?;
     let Some(file) = ca else { return Ok(hub) };
     #[cfg(feature = "tls")]
     {
@@ -55,9 +58,22 @@ pub fn connector(url: &str, ca: Option<&Path>) -> Result<WebSocket, Box<dyn Erro
 }
 
 /// Text from elsewhere, safe to print: a title or an error must not move the
-/// cursor.
+/// cursor, and must not read in another direction than it is written.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{b7}' } else { c }).collect()
+    OneLine(text).to_string()
+}
+
+/// A URL without what may be a secret in it: who logs in, and its query.
+pub fn without_secrets(url: &str) -> String {
+    let bare = url.split(['?', '#']).next().unwrap_or_default();
+    match bare.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            printable(&format!("{scheme}://{host}{path}"))
+        }
+        None => printable(bare),
+    }
 }
 
 /// The end of a command's id, where its randomness is: enough for people.
@@ -107,5 +123,24 @@ pub fn bytes_in_words(bytes: u64) -> String {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
         _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_shows_no_secret_and_moves_no_cursor() {
+        for (url, shown) in [
+            ("wss://hub.example:7070/a?access_token=secret", "wss://hub.example:7070/a"),
+            ("ws://ann:secret@hub.example", "ws://hub.example"),
+            ("ws://a@b:secret@hub.example/x@y", "ws://hub.example/x@y"),
+            ("ws://[::1]:7070#secret", "ws://[::1]:7070"),
+            ("hub.example?secret", "hub.example"),
+        ] {
+            assert_eq!(without_secrets(url), shown);
+        }
+        assert_eq!(printable("a\u{1b}[2J\r\n\u{202e}b"), r"a\u{1b}[2J\r\n\u{202e}b");
     }
 }

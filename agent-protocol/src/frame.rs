@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::close::CloseCode;
+use crate::one_line::OneLine;
 
 /// One unit on a link. Transports move frames, whole and in order, and look
 /// into none of them.
@@ -59,7 +60,7 @@ impl fmt::Display for Close {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.code)?;
         if !self.reason.is_empty() {
-            write!(f, ": {}", self.reason.escape_debug())?;
+            write!(f, ": {}", OneLine(&self.reason))?;
         }
         Ok(())
     }

@@ -78,6 +78,7 @@
 //! | [`stream`] | Who keeps a terminal's bytes, and who puts them together? |
 //! | [`roster`] | Who is there and what do they run, as seen from anywhere? |
 //! | [`liveness`] | Is the other end still there? |
+//! | [`one_line`] | What of a stranger's text may stand in a log? |
 //! | [`time`] | What time is it? Always an argument. |
 //!
 //! # What it does not do
@@ -93,6 +94,8 @@ pub mod ids;
 pub mod limits;
 pub mod liveness;
 pub mod message;
+pub mod one_line;
+pub mod polling;
 pub mod rate;
 pub mod roster;
 pub mod stream;

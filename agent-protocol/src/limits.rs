@@ -62,6 +62,9 @@ pub struct Limits {
     pub dashboard_idle: Duration,
     /// A dashboard's link is given up after this much silence from it. 45 s.
     pub dashboard_timeout: Duration,
+    /// How long a request that asks for what there is waits for something, on a
+    /// link over plain HTTP: shorter than proxies on the way wait. 25 s.
+    pub poll_hold: Duration,
     /// How long a hook may take before it counts as failed. 10 s.
     pub hook_timeout: Duration,
     /// `auth:refresh-needed` is sent this long before credentials expire. 60 s.
@@ -93,6 +96,16 @@ pub struct Limits {
 
     /// Most commands waiting per agent. 100.
     pub queue_per_agent: usize,
+    /// Memory of all commands of one tenant: their `spec`, and 1 KiB for each.
+    /// Finished ones give way, those first that were asked for first; when none
+    /// is left, requests are refused with `queue_full`, and agents that hold
+    /// commands which this hub does not know are told to try later. 64 MiB.
+    pub command_bytes_per_tenant: usize,
+    /// Streams of one tenant whose output is kept. That of finished commands
+    /// gives way, those first that were asked for first; while there are as many
+    /// that may still grow, no further command is given out. What agents that
+    /// come back bring may be more until it has ended. 16,384.
+    pub streams_per_tenant: usize,
     /// Longest `spec` of a command, in bytes as JSON. 64 KiB.
     pub spec_bytes_max: usize,
     /// Finished commands kept on the roster per agent. About 1 KiB each. 100.
@@ -135,8 +148,9 @@ pub struct Limits {
     /// agent. One every 2 s, 10 at once.
     pub refresh_rate: Rate,
     /// How many messages of any kind may come from the dashboards of one
-    /// subject, or from one agent, terminal output aside. More closes the link
-    /// as a flood. 1,000 per second, 5,000 at once.
+    /// subject, or from one agent, terminal output aside; what is about
+    /// subscriptions counts once more for every 8 terminals. More closes the
+    /// link as a flood. 1,000 per second, 5,000 at once.
     pub message_rate: Rate,
     /// How many pieces of output may come from one agent. More closes the link
     /// as a flood. 20,000 per second, 40,000 at once.
@@ -168,6 +182,7 @@ impl Default for Limits {
             agent_retention: Duration::from_secs(24 * 3600),
             dashboard_idle: Duration::from_secs(15),
             dashboard_timeout: Duration::from_secs(45),
+            poll_hold: Duration::from_secs(25),
             hook_timeout: Duration::from_secs(10),
             refresh_ahead: Duration::from_secs(60),
             refresh_grace: Duration::from_secs(30),
@@ -182,6 +197,8 @@ impl Default for Limits {
             answers_max: 256,
 
             queue_per_agent: 100,
+            command_bytes_per_tenant: 64 * MIB,
+            streams_per_tenant: 16 * KIB,
             spec_bytes_max: 64 * KIB,
             finished_per_agent: 100,
             deliver_within: Duration::from_secs(3600),

@@ -86,8 +86,15 @@ impl Bucket {
     /// Takes one, or says how long to wait for it. Who is refused has used
     /// nothing.
     pub fn take(&mut self, rate: Rate, now: Duration) -> Result<(), Duration> {
+        self.take_many(rate, 1, now)
+    }
+
+    /// Takes several, for what costs as much as several, or says how long to
+    /// wait for them. Who is refused has used nothing. More than a burst are
+    /// never there.
+    pub fn take_many(&mut self, rate: Rate, count: u32, now: Duration) -> Result<(), Duration> {
         let used = self.full_at.saturating_sub(now);
-        let after = used.saturating_add(rate.every);
+        let after = used.saturating_add(rate.every.saturating_mul(count));
         let beyond = after.saturating_sub(rate.whole());
         if beyond > Duration::ZERO {
             return Err(beyond);
@@ -166,6 +173,32 @@ mod tests {
         }
 
         #[test]
+        fn several_are_as_much_as_each_of_them(
+            every_ms in 0..100_u64,
+            burst in 1..50_u32,
+            counts in prop::collection::vec((0..20_u32, 0..500_u64), 1..50),
+        ) {
+            let rate = Rate { every: Duration::from_millis(every_ms), burst };
+            let (mut at_once, mut one_by_one) = (Bucket::default(), Bucket::default());
+            let mut now = Duration::from_secs(1);
+            for (count, step) in counts {
+                now += Duration::from_millis(step);
+                let taken = at_once.take_many(rate, count, now);
+                let mut each = one_by_one;
+                let all = (0..count).try_for_each(|_| each.take(rate, now));
+                prop_assert_eq!(taken.is_ok(), all.is_ok());
+                if taken.is_ok() && count > 0 {
+                    one_by_one = each;
+                    prop_assert_eq!(at_once, one_by_one);
+                }
+                if let Err(wait) = taken && count <= burst {
+                    let mut later = at_once;
+                    prop_assert_eq!(later.take_many(rate, count, now + wait), Ok(()));
+                }
+            }
+        }
+
+        #[test]
         fn nothing_overflows(every in any::<u64>(), burst: u32, now in any::<u64>(), hold in any::<u64>()) {
             let rate = Rate { every: Duration::from_millis(every), burst };
             let mut bucket = Bucket::default();
@@ -173,6 +206,7 @@ mod tests {
             bucket.hold(rate, Duration::from_millis(hold));
             for _ in 0..3 {
                 let _ = bucket.take(rate, now);
+                let _ = bucket.take_many(rate, u32::MAX, now);
                 let _ = (bucket.available(rate, now), bucket.ready_at(rate), bucket.full_at());
             }
             bucket.hold(Rate { every: Duration::MAX, burst }, Duration::MAX);

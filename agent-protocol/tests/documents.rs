@@ -251,6 +251,8 @@ fn limits_are_as_told() {
     assert_eq!(limits.spec_bytes_max, 64 * 1024, "told as 64 KiB");
     assert_eq!(limits.log_bytes_per_stream, 8 * 1024 * 1024, "told as 8 MiB");
     assert_eq!(limits.log_bytes_per_tenant, 128 * 1024 * 1024, "told as 128 MiB");
+    assert_eq!(limits.command_bytes_per_tenant, 64 * 1024 * 1024, "told as 64 MiB");
+    assert_eq!(limits.streams_per_tenant, 16 * 1024, "told as 16,384");
     assert_eq!(limits.log_bytes_total, 256 * 1024 * 1024, "told as 256 MiB");
     assert_eq!(limits.log_retention, Duration::from_secs(15 * 60), "told as 15 min");
     assert_eq!(limits.control_bytes_max, 4 * 1024 * 1024, "told as 4 MiB");

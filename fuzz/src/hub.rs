@@ -317,6 +317,8 @@ impl Stage {
         while let Some(effect) = self.core.poll_effect() {
             match effect {
                 Effect::Wake(_) => {}
+                // It must be true that it can be printed.
+                Effect::Observe(event) => drop(format!("{event:?}")),
                 Effect::Authenticate { link, credentials } => {
                     self.authenticating.push((link, credentials.role));
                 }
@@ -667,14 +669,11 @@ impl Stage {
         let mut rounds = 0;
         loop {
             let mut frames = Vec::new();
-            self.core.transmit(id, names::now(self.now), &mut frames, bytes);
-            if frames.is_empty() {
-                return;
-            }
+            let more = self.core.transmit(id, names::now(self.now), &mut frames, bytes);
             for frame in frames {
                 self.hear(id, &frame);
             }
-            if !self.links.contains_key(&id) || bytes < 64 * 1024 {
+            if !more || !self.links.contains_key(&id) || bytes < 64 * 1024 {
                 return;
             }
             rounds += 1;

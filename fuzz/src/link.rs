@@ -126,7 +126,11 @@ impl Hub {
                         if plan.once_in(8) { Err(QueueError("full".into())) } else { Ok(()) };
                     self.core.handle_stored(&tenant, command, &stored, now);
                 }
-                Effect::Wake(_) | Effect::Forget(_) | Effect::Keep(_) | Effect::TakeLogs(_) => {}
+                Effect::Wake(_)
+                | Effect::Forget(_)
+                | Effect::Keep(_)
+                | Effect::TakeLogs(_)
+                | Effect::Observe(_) => {}
             }
             rounds += 1;
             assert!(rounds < 100_000, "effects end");

@@ -97,6 +97,7 @@ pub fn run(data: &[u8]) {
                 let up_to = plan.maybe(|plan| from + plan.number() % 50_000).unwrap_or(u64::MAX);
                 model.check(&log.read_limited(from, up_to), from, up_to, false);
                 model.check(&log.read_gathered(from, up_to), from, up_to, false);
+                model.check(&log.read_shared(from, up_to), from, up_to, false);
             }
             _ => {
                 let from = u64::from(plan.short()) % (end + 2);

@@ -19,6 +19,7 @@ pub mod disk;
 pub mod life;
 #[cfg(feature = "model")]
 pub mod model;
+pub mod observed;
 pub mod plan;
 pub mod process;
 pub mod proxy;

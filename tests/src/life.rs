@@ -44,7 +44,7 @@ const S: Duration = Duration::from_secs(1);
 pub type Marks = BTreeSet<&'static str>;
 
 /// All marks there are.
-pub const MARKS: [&str; 28] = [
+pub const MARKS: [&str; 29] = [
     "a command completed",
     "a command failed",
     "a command was interrupted",
@@ -58,6 +58,7 @@ pub const MARKS: [&str; 28] = [
     "a full queue refused",
     "a failing queue refused",
     "a gap: evicted",
+    "output gave way to that of later commands",
     "a gap: agent_overflow",
     "a gap: agent_loss",
     "a gap: hub_loss",
@@ -139,11 +140,15 @@ struct Life {
     marks: Marks,
 }
 
+/// Streams whose output is kept.
+const STREAMS_MAX: usize = 4;
+
 /// Small bounds, so that little data reaches them.
 fn limits() -> Limits {
     Limits {
         log_bytes_per_stream: 48 * 1024,
         log_bytes_per_tenant: 160 * 1024,
+        streams_per_tenant: STREAMS_MAX,
         grant_bytes: 16 * 1024,
         terminal_bytes_per_second: 64 * 1024,
         queue_per_agent: 4,
@@ -885,8 +890,14 @@ impl Life {
             let is_true = match gap.reason {
                 GapReason::Evicted => {
                     marks.insert("a gap: evicted");
-                    // Its own bound, or that of all logs together.
-                    written >= 30_000 || self.total_written() >= 100_000
+                    // Its own bound, or that of all logs together; or that of
+                    // how many there are, and then all the rest that the hub
+                    // had is gone: less than was written, if it lost the agent.
+                    let is_whole = gap.to == seen.at && self.attempts() > STREAMS_MAX;
+                    if is_whole && written < 30_000 {
+                        marks.insert("output gave way to that of later commands");
+                    }
+                    is_whole || written >= 30_000 || self.total_written() >= 100_000
                 }
                 GapReason::AgentOverflow => {
                     marks.insert("a gap: agent_overflow");
@@ -927,6 +938,10 @@ impl Life {
             };
             assert!(is_true, "{id}: {gap:?} of {written} is not true");
         }
+    }
+
+    fn attempts(&self) -> usize {
+        self.world.agents.iter().map(|node| node.began.len()).sum()
     }
 
     fn total_written(&self) -> u64 {

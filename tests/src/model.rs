@@ -559,6 +559,7 @@ impl Machine {
                 Effect::Forget(change) => self.queue.store(&change),
                 Effect::Keep(_) => unreachable!("there is no stream log"),
                 Effect::TakeLogs(_) => unreachable!("there is no log sink"),
+                Effect::Observe(_) => {}
             }
         }
         while let Some(id) = self.awake.pop_first() {
@@ -571,12 +572,7 @@ impl Machine {
     fn hub_says(&mut self, id: LinkId) {
         let now = self.time();
         let mut frames = Vec::new();
-        // It says nothing when it has nothing more to say.
-        let mut said = None;
-        while said != Some(frames.len()) {
-            said = Some(frames.len());
-            self.hub.transmit(id, now, &mut frames, usize::MAX);
-        }
+        while self.hub.transmit(id, now, &mut frames, usize::MAX) {}
         for frame in frames {
             if id == self.dashboard {
                 for message in read::<HubToDashboard>(&frame) {

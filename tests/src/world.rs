@@ -24,7 +24,7 @@ use trunkline_protocol::message::{
 };
 use trunkline_protocol::roster::Roster;
 use trunkline_protocol::time::Now;
-use trunkline_server::core::{Core, Effect, LinkId, Setup};
+use trunkline_server::core::{Core, Effect, LinkId, Setup, Stats};
 use trunkline_server::hooks::{LogChange, LogError, Policy, QueueChange, QueueError, WholeTenant};
 use trunkline_server::{AuthError, Identity, MemoryStreamLog, Role};
 
@@ -32,6 +32,7 @@ use crate::agent::{AgentNode, SimJournal};
 use crate::cable::Cable;
 use crate::dashboard::DashboardNode;
 use crate::disk::Queue;
+use crate::observed::Observed;
 
 /// Who is at the other end of a cable.
 #[derive(
@@ -105,6 +106,8 @@ pub struct World {
     limits: Limits,
     policy: Arc<dyn Policy>,
     hub: Option<Core>,
+    /// What the present hub has told its observer.
+    pub observed: Observed,
     queue: Queue,
     stream_log: Option<MemoryStreamLog>,
     awake: BTreeSet<LinkId>,
@@ -226,6 +229,7 @@ impl World {
             limits,
             policy: Arc::new(WholeTenant),
             hub: None,
+            observed: Observed::default(),
             queue,
             stream_log: None,
             awake: BTreeSet::new(),
@@ -393,6 +397,7 @@ impl World {
         };
         self.eras.insert(setup.hub, self.era);
         self.hub = Some(Core::new(setup, self.now()));
+        self.observed = Observed::default();
     }
 
     /// The hub is another from the beginning: one with this queue.
@@ -658,6 +663,11 @@ impl World {
     /// The hub, while there is one.
     pub fn hub(&self) -> Option<&Core> {
         self.hub.as_ref()
+    }
+
+    /// What the hub holds now, and has counted, if there is one.
+    pub fn stats(&self) -> Option<Stats> {
+        self.hub.as_ref().map(|hub| hub.stats(self.now()))
     }
 
     /// How many cables were made so far.
@@ -1015,6 +1025,10 @@ impl World {
         let mut happened = false;
         while let Some(effect) = self.hub.as_mut().and_then(Core::poll_effect) {
             happened = true;
+            if let Effect::Observe(event) = effect {
+                self.observed.hear(&event);
+                continue;
+            }
             if self.hub_dies() {
                 break;
             }
@@ -1048,6 +1062,7 @@ impl World {
                 Effect::Forget(change) => self.later(self.hook_delay, Event::Forget(change)),
                 Effect::Keep(changes) => self.later(self.hook_delay, Event::Keep(changes)),
                 Effect::TakeLogs(_) => unreachable!("there is no log sink"),
+                Effect::Observe(_) => unreachable!("it was heard"),
             }
         }
         happened
@@ -1113,17 +1128,16 @@ impl World {
             let Some(hub) = &mut self.hub else { return false };
             while cable.down.room() > 0 {
                 let mut frames = Vec::new();
-                hub.transmit(cable.link, now, &mut frames, cable.down.room());
+                let more = hub.transmit(cable.link, now, &mut frames, cable.down.room());
+                if !more {
+                    self.awake.remove(&cable.link);
+                }
                 if let Some((left, _)) = &mut self.hub_dies_after {
                     let most = usize::try_from(*left).unwrap_or(usize::MAX);
                     frames.truncate(most);
                     *left -= frames.len() as u64;
                 }
-                if frames.is_empty() {
-                    self.awake.remove(&cable.link);
-                    break;
-                }
-                happened = true;
+                happened |= !frames.is_empty();
                 if matches!(cable.peer, Peer::Agent(_)) && !self.clock_jumped {
                     let queue = &self.queue;
                     for frame in &frames {
@@ -1139,6 +1153,9 @@ impl World {
                         let id = cable.link.0;
                         self.agenda.insert(at, Event::Notice(id, true));
                     }
+                }
+                if !more {
+                    break;
                 }
             }
         }

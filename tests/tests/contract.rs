@@ -1,5 +1,5 @@
-//! One contract, every transport: the same stories over in-memory links and
-//! over real `WebSocket`s, with real programs in real pseudo-terminals, through
+//! One contract, every transport: the same stories over in-memory links,
+//! real `WebSocket`s and plain HTTP, with real programs in real pseudo-terminals, through
 //! the public API only.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "stories")]
@@ -14,10 +14,12 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use futures_util::{Sink, Stream};
 use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 use trunkline_client::{
-    Agent, Audit, BoxFuture, BoxLink, Connector, Dashboard, Programs, Request, Terminal,
-    TerminalEvent, WebSocket,
+    Agent, Audit, BoxFuture, BoxLink, ConnectionState, Connector, Dashboard, Polling, Programs,
+    Request, Terminal, TerminalEvent, WebSocket,
 };
 use trunkline_protocol::frame::Frame;
 use trunkline_protocol::message::{CommandStatus, Presence, Priority};
@@ -130,11 +132,20 @@ async fn memory() -> Fabric {
 
 async fn websocket() -> Fabric {
     let hub = Hub::builder().start().await.unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
     let serving = hub.clone();
     tokio::spawn(async move { serving.serve(listener).await });
     Fabric { hub, connector: Arc::new(WebSocket::new(&url).unwrap()) }
+}
+
+async fn polling() -> Fabric {
+    let hub = Hub::builder().start().await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let serving = hub.clone();
+    tokio::spawn(async move { serving.serve(listener).await });
+    Fabric { hub, connector: Arc::new(Polling::from(WebSocket::new(&url).unwrap())) }
 }
 
 impl Fabric {
@@ -294,6 +305,13 @@ macro_rules! contract {
                 super::$story(super::websocket().await).await;
             })*
         }
+
+        mod over_polling {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $story() {
+                super::$story(super::polling().await).await;
+            })*
+        }
     };
 }
 
@@ -303,4 +321,41 @@ contract! {
     feeds_a_program_what_is_typed
     interrupts_and_stops
     refuses_a_program_that_is_none
+}
+
+/// Who is turned away before there is a link comes back when it was told to,
+/// and not before.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "states are shown by the wall clock")]
+async fn a_client_that_is_told_in_http_to_come_later_does() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    for (answer, range) in [
+        ("503 Service Unavailable\r\nRetry-After: 70", 70..=71),
+        ("429 Too Many Requests\r\nRetry-After: 7", 7..=8),
+        ("503 Service Unavailable", 10..=11),
+        ("503 Service Unavailable\r\nRetry-After: soon", 10..=11),
+        ("429 Too Many Requests\r\nRetry-After: 99999999999", 3600..=3601),
+        ("502 Bad Gateway\r\nRetry-After: 70", 0..=1),
+    ] {
+        let dashboard = Dashboard::builder(&url).unwrap().connect();
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(socket.read_u8().await.unwrap());
+        }
+        let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+        socket.write_all(answer.as_bytes()).await.unwrap();
+        let mut states = dashboard.connection();
+        let is_waiting =
+            |state: &ConnectionState| matches!(state, ConnectionState::Reconnecting { .. });
+        let state = states.wait_for(is_waiting).await.unwrap().clone();
+        let ConnectionState::Reconnecting { next_at_ms, .. } = state else { unreachable!() };
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap();
+        let wait = Duration::from_millis(next_at_ms).saturating_sub(now).as_secs_f64();
+        assert!(
+            (f64::from(*range.start()) - 1.0..=f64::from(*range.end())).contains(&wait),
+            "{answer}: {wait}"
+        );
+    }
 }

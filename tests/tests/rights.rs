@@ -11,8 +11,8 @@ use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::ids::{CommandId, RequestId};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
-    CommandInterrupt, CommandStatus, DashboardToHub, EmergencyStop, ErrorCode, Presence, Target,
-    TerminalInput, TerminalResize, TerminalSize,
+    CommandInterrupt, CommandRequest, CommandStatus, DashboardToHub, EmergencyStop, ErrorCode,
+    Presence, Target, TerminalInput, TerminalResize, TerminalSize,
 };
 use trunkline_server::Identity;
 use trunkline_server::hooks::RolePolicy;
@@ -482,15 +482,7 @@ fn a_tenant_that_floods_costs_itself_only() {
         log_bytes_total: 512 * 1024,
         ..Limits::default()
     };
-    let mut world = World::with_limits(22, limits);
-    for (number, tenant) in ["quiet", "loud"].into_iter().enumerate() {
-        let of = |subject: &str| Identity::new(tenant.parse().unwrap(), subject);
-        world.agent_with(tenant, |setup| setup.slots = 8);
-        world.dashboard();
-        world.identities.insert(Peer::Agent(number), of("agent"));
-        world.identities.insert(Peer::Dashboard(number), of("dashboard"));
-    }
-    world.run_for(3 * S);
+    let mut world = neighbours(22, limits);
     let (modest, _) = world.request(0, "quiet", "write:40000 exit:0");
     world.run_until(20 * S, |w| w.status(0, modest) == Some(CommandStatus::Completed));
     let before = world.hub().unwrap().log_bytes();
@@ -513,4 +505,115 @@ fn a_tenant_that_floods_costs_itself_only() {
     assert_eq!((seen.bytes, seen.gaps.len()), (40_000, 0));
     let gaps = |id: &CommandId| world.dashboards[1].of(*id).unwrap().gaps.len();
     assert!(loud.iter().map(gaps).sum::<usize>() > 0, "there was no room for all of it");
+}
+
+/// Two tenants with an agent and a dashboard each: `quiet` and `loud`.
+fn neighbours(seed: u64, limits: Limits) -> World {
+    let mut world = World::with_limits(seed, limits);
+    for (number, tenant) in ["quiet", "loud"].into_iter().enumerate() {
+        let of = |subject: &str| Identity::new(tenant.parse().unwrap(), subject);
+        world.agent_with(tenant, |setup| setup.slots = 8);
+        world.dashboard();
+        world.identities.insert(Peer::Agent(number), of("agent"));
+        world.identities.insert(Peer::Dashboard(number), of("dashboard"));
+    }
+    world.run_for(3 * S);
+    world
+}
+
+/// What a tenant's commands take up is bounded, whatever they are: what has
+/// ended gives way, and what has not is refused. Nobody else notices.
+#[test]
+fn a_tenant_that_asks_for_much_is_told_to_wait() {
+    let limits = Limits { command_bytes_per_tenant: 20 * 1024, ..Limits::default() };
+    let mut world = neighbours(23, limits);
+    let bytes = |world: &World| world.stats().unwrap().command_bytes;
+    let (modest, _) = world.request(0, "quiet", "exit:0");
+    world.run_until(20 * S, |w| w.status(0, modest) == Some(CommandStatus::Completed));
+    let theirs = bytes(&world);
+    assert!(theirs > 1024, "{theirs}");
+
+    // Each with 1 KiB to run and 1 KiB to remember it by: ten, and no more.
+    let long = |request: &mut CommandRequest| {
+        request.spec.env.insert("LONG".into(), "x".repeat(1000));
+    };
+    let waiting: Vec<_> =
+        (0..12).map(|_| world.request_with(1, "absent", "exit:0", long)).collect();
+    for (n, (_, request)) in waiting.iter().enumerate() {
+        let expected = if n < 10 { None } else { Some(ErrorCode::QueueFull) };
+        assert_eq!(refusal(&mut world, 1, request), expected, "{n}");
+    }
+    assert!(bytes(&world) - theirs <= 20 * 1024, "{}", bytes(&world));
+    let (_, request) = world.request_with(0, "quiet", "exit:0", long);
+    assert_eq!(refusal(&mut world, 0, &request), None, "others have room of their own");
+
+    // One that has ended is forgotten for one that is new.
+    for (command, _) in &waiting[..10] {
+        world.interrupt(1, *command);
+    }
+    world.run_until(20 * S, |w| {
+        waiting[..10].iter().all(|(c, _)| w.status(1, *c) == Some(CommandStatus::Interrupted))
+    });
+    let (new, request) = world.request_with(1, "loud", "exit:0", long);
+    assert_eq!(refusal(&mut world, 1, &request), None);
+    world.run_until(20 * S, |w| w.status(1, new) == Some(CommandStatus::Completed));
+    assert_eq!(world.status(1, waiting[0].0), None, "it is the first to go");
+    assert_eq!(world.status(1, waiting[8].0), Some(CommandStatus::Interrupted));
+    assert!(bytes(&world) - 2 * theirs <= 21 * 1024, "{}", bytes(&world));
+}
+
+/// A hub without memory has no room for what an agent brings: it says so, and
+/// the agent comes again, with its commands, until there is.
+#[test]
+fn an_agent_that_brings_more_than_there_is_room_for_comes_later() {
+    let limits = Limits { command_bytes_per_tenant: 12 * 1024, ..Limits::default() };
+    let mut world = neighbours(24, limits);
+    let all: Vec<_> =
+        (0..8).map(|_| world.request(1, "loud", "write:100 sleep:200000 exit:0").0).collect();
+    let is = |status| {
+        let all = all.clone();
+        move |w: &World| all.iter().all(|id| w.status(1, *id) == Some(status))
+    };
+    world.run_until(20 * S, is(CommandStatus::Running));
+    world.kill_hub();
+    world.start_hub(Memory::Lost);
+    // Before the agent is back, its room is taken up by others.
+    world.set_reachable(Peer::Agent(1), false);
+    world.run_for(20 * S);
+    let waiting: Vec<_> = (0..8).map(|_| world.request(1, "absent", "exit:0").0).collect();
+    world.run_for(5 * S);
+    world.set_reachable(Peer::Agent(1), true);
+    world.run_for(60 * S);
+    assert_eq!(world.presence(1, "loud"), Some(Presence::Unreachable), "there is no room for it");
+    for command in &waiting {
+        world.interrupt(1, *command);
+    }
+    world.run_until(120 * S, is(CommandStatus::Completed));
+}
+
+/// Streams are bounded, too: output of what has ended gives way, and while
+/// there are only such that may grow, commands wait.
+#[test]
+fn a_tenant_that_runs_much_has_only_so_many_streams() {
+    let limits = Limits { streams_per_tenant: 4, ..Limits::default() };
+    let mut world = neighbours(25, limits);
+    let first: Vec<_> = (0..4).map(|_| world.request(1, "loud", "write:100 exit:0").0).collect();
+    world.run_until(20 * S, |w| {
+        first.iter().all(|id| w.status(1, *id) == Some(CommandStatus::Completed))
+    });
+    let reader = world.watch(1, first[3]);
+    world.run_until(20 * S, |w| w.dashboards[1].over.contains(&reader));
+    assert_eq!(world.dashboards[1].of(first[3]).unwrap().bytes, 100);
+    let more: Vec<_> =
+        (0..6).map(|_| world.request(1, "loud", "write:100 sleep:20000 exit:0").0).collect();
+    world.run_for(10 * S);
+    let running = more.iter().filter(|c| world.status(1, **c) == Some(CommandStatus::Running));
+    assert_eq!(running.count(), 4, "of eight slots");
+    assert_eq!(world.stats().unwrap().streams, 4);
+    world.run_until(120 * S, |w| {
+        more.iter().all(|id| w.status(1, *id) == Some(CommandStatus::Completed))
+    });
+    assert_eq!(world.stats().unwrap().streams, 4);
+    let (other, _) = world.request(0, "quiet", "write:10 exit:0");
+    world.run_until(20 * S, |w| w.status(0, other) == Some(CommandStatus::Completed));
 }

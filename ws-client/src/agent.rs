@@ -377,13 +377,17 @@ impl Drop for Done {
 
 impl Agent {
     /// An agent called `name` that dials a hub at `ws://host:port`, or
-    /// `wss://host:port` with the feature `tls`: see [`WebSocket`].
+    /// `wss://host:port` with the feature `tls`: see [`WebSocket`]. With the feature
+    /// `polling` it also gets through where no WebSocket does.
     ///
     /// # Errors
     ///
     /// When the URL or the name is not one.
     pub fn builder(url: &str, name: &str) -> Result<AgentBuilder, SetupError> {
-        Self::over(WebSocket::new(url)?, name)
+        let hub = WebSocket::new(url)?;
+        #[cfg(feature = "polling")]
+        let hub = crate::Reaching::from(hub);
+        Self::over(hub, name)
     }
 
     /// An agent called `name` over links of your own.

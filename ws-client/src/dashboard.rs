@@ -396,7 +396,10 @@ impl Dashboard {
     ///
     /// When the URL is not one.
     pub fn builder(url: &str) -> Result<DashboardBuilder, SetupError> {
-        Ok(Self::over(WebSocket::new(url)?))
+        let hub = WebSocket::new(url)?;
+        #[cfg(feature = "polling")]
+        let hub = crate::Reaching::from(hub);
+        Ok(Self::over(hub))
     }
 
     /// A dashboard over links of your own.

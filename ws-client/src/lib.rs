@@ -83,7 +83,9 @@ pub use programs::Programs;
 pub use tokens::TokenSource;
 #[cfg(feature = "tls")]
 pub use tokio_rustls::rustls;
+pub use transport::{HttpRefusal, UrlError, WebSocket};
+#[cfg(feature = "polling")]
+pub use transport::{Polling, Reaching};
 #[cfg(feature = "tls")]
 pub use transport::{TlsError, TrustError};
-pub use transport::{UrlError, WebSocket};
 pub use trunkline_protocol as protocol;

@@ -20,8 +20,11 @@ pub async fn accept(
 ) -> io::Result<impl Stream<Item = io::Result<Frame>> + Sink<Frame, Error = io::Error> + Unpin> {
     let handshake = async {
         let request = transport::read(&mut socket, &transport::Door::default()).await?;
-        let request = request.map_err(|refused| io::Error::other(refused.why))?;
-        request.accept(&mut socket).await
+        match request.map_err(|refused| io::Error::other(refused.why))? {
+            transport::Heard::Handshake(request) => request.accept(&mut socket).await,
+            #[cfg(feature = "polling")]
+            transport::Heard::Plain(_) => Err(io::ErrorKind::InvalidData.into()),
+        }
     };
     tokio::time::timeout(limits.greeting_timeout, handshake).await??;
     // Nobody greets here.

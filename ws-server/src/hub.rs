@@ -15,12 +15,12 @@ use trunkline_protocol::ids::{HubInstance, TenantId};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::Secret;
 
-use crate::core::{Core, Setup};
+use crate::core::{Core, Setup, Stats};
 use crate::hooks::{
-    Anyone, Authenticator, CommandQueue, LogError, LogSink, MemoryQueue, Policy, QueueError,
-    StreamLog, WholeTenant,
+    ANYONE, Anyone, Authenticator, CommandQueue, LogError, LogSink, MemoryQueue, Observer, Policy,
+    QueueError, StreamLog, WholeTenant,
 };
-use crate::shell::{Arriving, Shared};
+use crate::shell::{Arriving, Hooks, Shared};
 use crate::transport::{self, Door, MemoryLink, Origin};
 
 /// A running hub. Cloning gives another handle to the same one; when the last
@@ -64,11 +64,8 @@ pub enum StartError {
 /// What a hub is made of.
 pub struct HubBuilder {
     limits: Limits,
-    authenticator: Arc<dyn Authenticator>,
     policy: Arc<dyn Policy>,
-    queue: Arc<dyn CommandQueue>,
-    stream_log: Option<Arc<dyn StreamLog>>,
-    log_sink: Option<Arc<dyn LogSink>>,
+    hooks: Hooks,
     door: Door,
 }
 
@@ -90,7 +87,7 @@ impl HubBuilder {
     /// so in the log.
     #[must_use]
     pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
-        self.authenticator = Arc::new(authenticator);
+        self.hooks.authenticator = Arc::new(authenticator);
         self
     }
 
@@ -106,7 +103,7 @@ impl HubBuilder {
     /// queue can be given to the next hub, which then goes on with it.
     #[must_use]
     pub fn queue(mut self, queue: Arc<dyn CommandQueue>) -> Self {
-        self.queue = queue;
+        self.hooks.queue = queue;
         self
     }
 
@@ -114,7 +111,7 @@ impl HubBuilder {
     /// with a [`queue`](Self::queue) that survives, too.
     #[must_use]
     pub fn stream_log(mut self, log: Arc<dyn StreamLog>) -> Self {
-        self.stream_log = Some(log);
+        self.hooks.stream_log = Some(log);
         self
     }
 
@@ -123,13 +120,25 @@ impl HubBuilder {
     /// into the hub's own log.
     #[must_use]
     pub fn logs(mut self, sink: Arc<dyn LogSink>) -> Self {
-        self.log_sink = Some(sink);
+        self.hooks.log_sink = Some(sink);
+        self
+    }
+
+    /// Who hears what happens: who came, what was asked of whom, and what became
+    /// of it. Nobody otherwise, beside the log.
+    #[must_use]
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.hooks.observer = Some(Arc::new(observer));
         self
     }
 
     /// Lets pages of this origin connect, beside those that the hub's own host
     /// serves. A browser says which page it is that connects; a page from
     /// anywhere else is refused with HTTP status 403. Programs are not asked.
+    ///
+    /// As long as [`Anyone`] is let in, the hub's own host is an address or
+    /// `localhost`: any other name may be a stranger's that leads here for now
+    /// (DNS rebinding), and has to be allowed.
     #[must_use]
     pub fn allow_origin(mut self, origin: Origin) -> Self {
         self.door.origins.push(origin);
@@ -175,13 +184,13 @@ impl HubBuilder {
     /// When called outside a tokio runtime.
     #[expect(clippy::disallowed_methods, reason = "the shell is where randomness comes from")]
     pub async fn start(self) -> Result<Hub, StartError> {
-        let stored = self.queue.load().await?;
-        let streams = match &self.stream_log {
+        let stored = self.hooks.queue.load().await?;
+        let streams = match &self.hooks.stream_log {
             Some(log) => Some(log.load().await?),
             None => None,
         };
-        match self.authenticator.describe() {
-            "anyone" => tracing::warn!(
+        match self.hooks.authenticator.describe() {
+            ANYONE => tracing::warn!(
                 target: "trunkline::hub",
                 "ANYONE MAY CONNECT as any agent or dashboard: the authenticator is `Anyone`, \
                  which is for development only"
@@ -194,27 +203,26 @@ impl HubBuilder {
                 "tokens are taken from URLs, which proxies write into their logs"
             );
         }
+        let is_open_to_anyone = self.hooks.authenticator.describe() == ANYONE;
+        let door = Arc::new(Door { is_open_to_anyone, ..self.door });
         let setup = Setup {
             limits: self.limits.clone(),
             policy: self.policy,
             hub: HubInstance::from_u128(rand::random()),
-            epoch: self.queue.epoch(),
+            epoch: self.hooks.queue.epoch(),
             seed: rand::random(),
             stored,
             streams,
         };
         let limits = Arc::new(self.limits);
-        let shared = Shared::new(
-            |now| Core::new(setup, now),
-            self.authenticator,
-            self.queue,
-            self.stream_log,
-            self.log_sink,
-            limits.hook_timeout,
-            limits.close_timeout,
-        );
+        let shared = Shared::new(|now| Core::new(setup, now), self.hooks, &limits);
         tokio::spawn(Arc::clone(&shared).run_timer());
-        let door = Arc::new(self.door);
+        #[cfg(feature = "metrics")]
+        tokio::spawn(Arc::clone(&shared).run_metrics());
+        if shared.watch.is_on() {
+            let watched = Arc::clone(&shared);
+            tokio::spawn(async move { watched.watch.run().await });
+        }
         Ok(Hub { limits, door, _last: Arc::new(Last(Arc::clone(&shared))), shared })
     }
 }
@@ -224,11 +232,14 @@ impl Hub {
     pub fn builder() -> HubBuilder {
         HubBuilder {
             limits: Limits::default(),
-            authenticator: Arc::new(Anyone),
             policy: Arc::new(WholeTenant),
-            queue: Arc::new(MemoryQueue::new()),
-            stream_log: None,
-            log_sink: None,
+            hooks: Hooks {
+                authenticator: Arc::new(Anyone),
+                queue: Arc::new(MemoryQueue::new()),
+                stream_log: None,
+                log_sink: None,
+                observer: None,
+            },
             door: Door::default(),
         }
     }
@@ -354,7 +365,7 @@ impl Hub {
         let address = (!is_passed_on).then_some(peer);
         let arriving = Arriving::new(&self.shared, address)?;
         let (limits, door) = (Arc::clone(&self.limits), Arc::clone(&self.door));
-        Some(Arrival { arriving, limits, door, is_passed_on })
+        Some(Arrival { arriving, limits, door, peer, is_passed_on })
     }
 
     /// Attaches a transport of your own: a stream and a sink of whole frames.
@@ -380,6 +391,17 @@ impl Hub {
         let (ours, theirs) = transport::pair();
         self.attach(ours, None);
         theirs
+    }
+
+    /// What the hub holds now, and what it has counted. Takes time in proportion
+    /// to the number of links, about half a millisecond for 10,000: ask every few
+    /// seconds, not for each message.
+    ///
+    /// With feature `metrics` the same figures, and lengths of time, go to the
+    /// `metrics` facade every five seconds, under the names of `docs/watching.md`.
+    /// That is for one hub in a process: several would write over each other.
+    pub fn stats(&self) -> Stats {
+        self.shared.input(|core, now| core.stats(now))
     }
 
     /// Links that are up, greeted or not.
@@ -422,6 +444,12 @@ impl Hub {
         if tokio::time::timeout(limit, all_ended).await.is_err() {
             tracing::warn!(target: "trunkline::hub", links = self.links(), "closed without their leave");
         }
+        let observed = self.shared.watch.flushed();
+        if tokio::time::timeout(self.limits.close_timeout, observed).await.is_err() {
+            tracing::warn!(target: "trunkline::hub", "the observer has not heard everything");
+        }
+        #[cfg(feature = "metrics")]
+        self.shared.publish_metrics();
         self.shared.stop();
     }
 }
@@ -433,6 +461,7 @@ pub struct Arrival {
     arriving: Arriving,
     limits: Arc<Limits>,
     door: Arc<Door>,
+    peer: IpAddr,
     is_passed_on: bool,
 }
 
@@ -456,8 +485,8 @@ impl Arrival {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { arriving, limits, door, is_passed_on } = self;
-        arriving.serve(socket, &limits, &door, is_passed_on).await;
+        let Self { arriving, limits, door, peer, is_passed_on } = self;
+        arriving.serve(socket, &limits, &door, peer, is_passed_on).await;
     }
 }
 

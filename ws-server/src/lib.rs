@@ -35,10 +35,11 @@ mod shell;
 pub mod testing;
 mod transport;
 
+pub use crate::core::Stats;
 pub use hooks::{
-    Anyone, AuthError, Authenticator, CommandQueue, Credentials, Identity, LogError, LogSink,
-    MemoryQueue, MemoryStreamLog, Permission, Policy, QueueError, Role, RolePolicy, StreamLog,
-    TokenTable, TracingLogSink,
+    Anyone, AuthError, Authenticator, CommandQueue, Credentials, Event, Identity, LogError,
+    LogSink, MemoryQueue, MemoryStreamLog, Observer, Permission, Policy, QueueError, Role,
+    RolePolicy, StreamLog, TokenTable, TracingLogSink,
 };
 #[cfg(feature = "jwt")]
 pub use hooks::{JwtAuthenticator, JwtBuilder, JwtSetupError};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::open::open_words;
 use super::subscription::Subscription;
 use crate::ids::{CommandId, RequestId};
+use crate::one_line::OneLine;
 
 /// `ok`: the request was carried out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +123,7 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.message)
+        write!(f, "{}: {}", self.code, OneLine(&self.message))
     }
 }
 

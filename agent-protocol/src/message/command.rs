@@ -177,13 +177,11 @@ impl Run {
     /// One line for people: at most 200 characters, control characters
     /// replaced.
     pub fn title(&self) -> String {
-        let mut title = String::new();
+        let (mut title, mut left) = (String::new(), 200_usize);
         let mut push = |text: &str| {
-            for c in text.chars() {
-                if title.chars().count() >= 200 {
-                    return;
-                }
+            for c in text.chars().take(left) {
                 title.push(if c.is_control() { '\u{b7}' } else { c });
+                left -= 1;
             }
         };
         match self {

@@ -35,14 +35,18 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use super::kept::Kept;
 use super::segment::{CHUNK_BYTES_MAX, Content, Segment, Span};
-use super::texts::Texts;
-use crate::codec::binary::{OutputHeader, encode_output};
+use crate::codec::binary::{OUTPUT_HEADER_BYTES, OutputHeader, encode_output};
 use crate::ids::StreamId;
 use crate::message::{Channel, Gap, GapReason};
 
 /// How many of the newest segments are left as they were written: 256.
 pub const YOUNG_CHUNKS: usize = 256;
+
+/// Longest chunk that is put into one frame with others: what is longer costs
+/// less as it is than it would to copy.
+const GATHERED_PAYLOAD_MAX: usize = 4 * 1024;
 
 /// Bytes that do not follow on what is there, without a gap that says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -84,8 +88,9 @@ pub struct Log {
     evicted_reason: GapReason,
     old: VecDeque<Segment>,
     young: VecDeque<Segment>,
-    texts: Texts,
-    /// Of the segments; the texts know their own.
+    texts: Kept,
+    gathered: Kept,
+    /// Of the segments; what is kept beside them knows its own.
     cost: usize,
     payload: usize,
 }
@@ -108,7 +113,8 @@ impl Log {
             evicted_reason: GapReason::Evicted,
             old: VecDeque::new(),
             young: VecDeque::new(),
-            texts: Texts::default(),
+            texts: Kept::texts(),
+            gathered: Kept::gathered(),
             cost: 0,
             payload: 0,
         }
@@ -138,12 +144,12 @@ impl Log {
         self.end
     }
 
-    /// Memory in use, in bytes: frames with their headers, text frames kept
-    /// for [`read_text`](Self::read_text), and
-    /// [`CHUNK_OVERHEAD_BYTES`](super::CHUNK_OVERHEAD_BYTES) for each chunk,
-    /// hole and text. An empty log counts 0.
+    /// Memory in use, in bytes: frames with their headers, those kept for
+    /// [`read_text`](Self::read_text) and [`read_shared`](Self::read_shared),
+    /// and [`CHUNK_OVERHEAD_BYTES`](super::CHUNK_OVERHEAD_BYTES) for each chunk,
+    /// hole and kept frame. An empty log counts 0.
     pub fn cost(&self) -> usize {
-        self.cost + self.texts.cost()
+        self.cost + self.texts.cost() + self.gathered.cost()
     }
 
     /// Terminal bytes kept, without holes and bookkeeping.
@@ -192,12 +198,13 @@ impl Log {
     }
 
     /// Drops the oldest chunks and holes until [`cost`](Self::cost) is at most
-    /// `cost_max` bytes, and returns how much was freed. Kept text frames are
-    /// first cut to an eighth of the bound, so that they cannot crowd out
-    /// history.
+    /// `cost_max` bytes, and returns how much was freed. Frames that are kept
+    /// beside them are first cut to an eighth of the bound for each kind, so
+    /// that they cannot crowd out history.
     pub fn evict_to(&mut self, cost_max: usize) -> usize {
         let before = self.cost();
         self.texts.shrink_to(cost_max / 8);
+        self.gathered.shrink_to(cost_max / 8);
         while self.cost() > cost_max {
             self.evict_oldest();
         }
@@ -220,6 +227,7 @@ impl Log {
         }
         if self.start() == self.end {
             self.texts.shrink_to(0);
+            self.gathered.shrink_to(0);
         }
         before - self.cost()
     }
@@ -282,6 +290,64 @@ impl Log {
             encode_output(&first.header(self.stream), &gathered)
         };
         Read::Chunk { frame, next }
+    }
+
+    /// [`read_limited`](Self::read_limited) for the many who read one log: a
+    /// reader that has fallen behind by several small chunks of one channel gets
+    /// them in one frame of up to [`CHUNK_BYTES_MAX`]. That is kept, so that
+    /// others who stand there get the same one. What is kept is part of
+    /// [`cost`](Self::cost): evict after reading, too.
+    pub fn read_shared(&mut self, from: u64, up_to: u64) -> Read {
+        let first = match self.step(from, up_to) {
+            Step::Bytes(span) => span,
+            Step::Gap(gap) => return Read::Gap(gap),
+            Step::End => return Read::End,
+        };
+        let limit = self.end.min(up_to);
+        if first.to >= limit || first.payload.len() > GATHERED_PAYLOAD_MAX {
+            return Read::Chunk { next: first.to, frame: first.frame(self.stream) };
+        }
+        if let Some((frame, next)) = self.gathered.find_from(from, up_to)
+            // One that was made when there was less here is not worth much.
+            && (next == limit || next - from > (CHUNK_BYTES_MAX / 2) as u64)
+        {
+            return Read::Chunk { frame: frame.clone(), next };
+        }
+        let mut frame = Vec::new();
+        let mut next = first.to;
+        for segment in self.segments_after(first.to) {
+            if next >= up_to {
+                break;
+            }
+            let Ok(more) = segment.span(next, up_to) else { break };
+            if more.channel != first.channel
+                || more.payload.len() > GATHERED_PAYLOAD_MAX
+                || more.to - from > CHUNK_BYTES_MAX as u64
+            {
+                break;
+            }
+            if frame.is_empty() {
+                let room = usize::try_from(limit - from).unwrap_or(usize::MAX);
+                frame.reserve_exact(OUTPUT_HEADER_BYTES + room.min(CHUNK_BYTES_MAX));
+                frame.extend_from_slice(&encode_output(&first.header(self.stream), first.payload));
+            }
+            frame.extend_from_slice(more.payload);
+            next = more.to;
+        }
+        if frame.is_empty() {
+            return Read::Chunk { next: first.to, frame: first.frame(self.stream) };
+        }
+        // In an allocation of its own length, or the cost would not be true.
+        let frame = Bytes::from(frame.into_boxed_slice());
+        self.gathered.keep(from, next, frame.clone());
+        Read::Chunk { frame, next }
+    }
+
+    /// The segments from the one that begins at `offset` on.
+    fn segments_after(&self, offset: u64) -> impl Iterator<Item = &Segment> {
+        let old = self.old.partition_point(|segment| segment.offset < offset);
+        let young = self.young.partition_point(|segment| segment.offset < offset);
+        self.old.range(old..).chain(self.young.range(young..))
     }
 
     /// [`read_limited`](Self::read_limited) for readers of text: the frame is
@@ -406,7 +472,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::codec::binary::{OUTPUT_HEADER_BYTES, parse_output};
+    use crate::codec::binary::parse_output;
     use crate::stream::{CHUNK_OVERHEAD_BYTES, TEXTS_COST_MAX};
 
     const STREAM: StreamId = StreamId::from_u128(42);
@@ -465,6 +531,40 @@ mod tests {
         assert_eq!(payload(&log.read(0)), bytes(0, 100));
         assert_eq!(log.read(100), Read::End);
         assert!(!is_shared(&log, 1));
+    }
+
+    #[test]
+    fn who_is_behind_gets_small_chunks_in_one_frame_that_is_shared() {
+        let mut log = Log::new(STREAM);
+        for _ in 0..10 {
+            grow(&mut log, Channel::Pty, 100);
+        }
+        let (one, two) = (log.read_shared(0, u64::MAX), log.read_shared(0, u64::MAX));
+        assert_eq!(payload(&one), bytes(0, 1000));
+        assert_eq!(payload(&one).as_ptr(), payload(&two).as_ptr());
+        let cost = log.cost();
+        assert_eq!(payload(&log.read_shared(0, 450)), bytes(0, 450), "but not beyond its limit");
+        assert!(log.cost() > cost, "what is kept is counted");
+        // Who has read all but the last gets that as it was written.
+        assert!(is_shared(&log, 900));
+        assert_eq!(payload(&log.read_shared(900, u64::MAX)), payload(&log.read(900)));
+        // There is more, and it is worth another frame.
+        grow(&mut log, Channel::Pty, 100);
+        assert_eq!(payload(&log.read_shared(0, u64::MAX)), bytes(0, 1100));
+        // Large ones are not copied, others' channels stay apart.
+        grow(&mut log, Channel::Pty, GATHERED_PAYLOAD_MAX + 1);
+        grow(&mut log, Channel::Stderr, 1);
+        assert_eq!(payload(&log.read_shared(1000, u64::MAX)), bytes(1000, 1100));
+        assert_eq!(payload(&log.read_shared(1100, u64::MAX)).len(), GATHERED_PAYLOAD_MAX + 1);
+        // In all it is no longer than a frame may be.
+        for _ in 0..1000 {
+            grow(&mut log, Channel::Pty, 100);
+        }
+        let from = log.end() - 100_000;
+        let full = log.read_shared(from, u64::MAX);
+        assert!((CHUNK_BYTES_MAX - 100..=CHUNK_BYTES_MAX).contains(&payload(&full).len()));
+        log.evict_to(0);
+        assert_eq!(log.cost(), 0);
     }
 
     #[test]
@@ -698,6 +798,7 @@ mod tests {
                 let step = match how {
                     0 => log.read_limited(at as u64, up_to),
                     1 => log.read_gathered(at as u64, up_to),
+                    2 => log.read_shared(at as u64, up_to),
                     _ => log.read_text(at as u64, up_to, encode_output),
                 };
                 let start = log.start() as usize;
@@ -759,7 +860,7 @@ mod tests {
             1 => (0usize..200_000).prop_map(Op::EvictTo),
             2 => Just(Op::EvictOldest),
             1 => (0u64..50).prop_map(|percent| Op::EvictBefore { percent }),
-            4 => (0u64..110, 0u64..100_000, 0u8..3)
+            4 => (0u64..110, 0u64..100_000, 0u8..4)
                 .prop_map(|(percent, len, how)| Op::Read { percent, len, how }),
         ]
     }
@@ -828,11 +929,11 @@ mod tests {
                 }
                 let segments = || log.old.iter().chain(&log.young);
                 let cost: usize = segments().map(Segment::cost).sum();
-                prop_assert_eq!(log.cost(), cost + log.texts.cost());
+                prop_assert_eq!(log.cost(), cost + log.texts.cost() + log.gathered.cost());
                 prop_assert_eq!(log.payload_bytes(), segments().map(Segment::payload_len).sum::<usize>());
                 prop_assert_eq!(log.end(), model.cells.len() as u64);
             }
-            for how in 0..3 {
+            for how in 0..4 {
                 model.check_reader(&mut log, 0, u64::MAX, how)?;
             }
             // Compaction left no two small neighbours that belong together.

@@ -11,18 +11,18 @@
 
 mod coalesce;
 mod filter;
+mod kept;
 mod log;
 mod plain;
 mod scrollback;
 mod segment;
-mod texts;
 mod view;
 
 pub use coalesce::{Coalescer, Coalescing};
 pub use filter::TerminalFilter;
+pub use kept::{GATHERED_COST_MAX, TEXTS_COST_MAX};
 pub use log::{Jump, Log, Read, YOUNG_CHUNKS};
 pub use plain::Plain;
 pub use scrollback::{GAP_COST_BYTES, MATCH_LINE_BYTES_MAX, Match};
 pub use segment::{CHUNK_BYTES_MAX, CHUNK_OVERHEAD_BYTES};
-pub use texts::TEXTS_COST_MAX;
 pub use view::{Piece, Taken, View};

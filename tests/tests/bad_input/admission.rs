@@ -204,7 +204,8 @@ async fn what_a_connection_is_wrapped_in_is_part_of_its_time() {
 #[tokio::test]
 async fn a_page_from_elsewhere_needs_leave() {
     let origin: Origin = "https://app.example".parse().unwrap();
-    let mut stage = Stage::of(Hub::builder().limits(limits()).allow_origin(origin)).await;
+    let builder = Hub::builder().limits(limits()).authenticator(tokens()).allow_origin(origin);
+    let mut stage = Stage::of(builder).await;
     for (origin, expected) in [
         ("https://app.example", 101),
         ("https://hub.example", 101), // its own host
@@ -215,6 +216,34 @@ async fn a_page_from_elsewhere_needs_leave() {
         let request = request_with(&format!("Origin: {origin}"));
         assert_eq!(status(&mut Raw::dial(stage.address).await, &request).await, expected);
     }
+    stage.goes_on_alone().await;
+}
+
+/// The page's own name was made to lead to this machine after it was loaded:
+/// for its browser it is at home here.
+#[tokio::test]
+async fn a_page_whose_name_leads_here_for_now_needs_credentials() {
+    let rebound = |host: &str| {
+        let lines = format!("Host: {host}\r\nOrigin: http://{host}");
+        REQUEST.replace("Host: hub.example", &lines)
+    };
+    let mut stage = Stage::new().await;
+    let here = stage.address.to_string();
+    for (host, expected) in
+        [(here.as_str(), 101), ("localhost:7070", 101), ("evil.example:7070", 403)]
+    {
+        let mut page = Raw::dial(stage.address).await;
+        assert_eq!(status(&mut page, &rebound(host)).await, expected, "{host}");
+    }
+    stage.goes_on_alone().await;
+    // Where there are credentials, the page has none.
+    let mut stage = Stage::of(Hub::builder().limits(limits()).authenticator(tokens())).await;
+    let mut page = Raw::dial(stage.address).await;
+    let cookie = "\r\nCookie: token=token-of-watcher; access_token=token-of-watcher\r\n\r\n";
+    let request = rebound("evil.example:7070").replace("\r\n\r\n", cookie);
+    assert_eq!(status(&mut page, &request).await, 101);
+    page.say(r#"{"type":"dashboard:connect","payload":{"protocols":[1]}}"#).await;
+    page.closed(4401).await;
     stage.goes_on_alone().await;
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, interval};
 use trunkline_server::{Hub, TokenTable};
 
-use crate::raw::{REQUEST, Raw, text};
+use crate::raw::{FIN, REQUEST, Raw, TEXT, frame, text};
 use crate::stage::{Stage, dashboard_greeting, limits};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -79,6 +79,31 @@ async fn of_many_subprotocols_ours_is_chosen_and_none_is_echoed() {
     stage.goes_on_alone().await;
 }
 
+/// No extension is agreed to, whoever offers what: so nothing is ever
+/// inflated, before a greeting or after it.
+#[tokio::test]
+async fn extensions_are_not_agreed_to_and_their_frames_are_refused() {
+    let mut stage = Stage::new().await;
+    for offer in [
+        "permessage-deflate",
+        "permessage-deflate; client_max_window_bits=15; server_no_context_takeover",
+        "permessage-deflate; client_max_window_bits=99, x-webkit-deflate-frame, bbf-usp-protocol",
+        "permessage-deflate\r\nSec-WebSocket-Extensions: permessage-bzip2",
+        ", ,;;==",
+    ] {
+        let lines = format!("{PROTOCOL}Sec-WebSocket-Extensions: {offer}\r\n");
+        let mut guest = Raw::dial(stage.address).await;
+        let response = guest.ask(with(PROTOCOL, &lines).as_bytes()).await;
+        assert!(response.starts_with("HTTP/1.1 101 "), "{response}");
+        assert!(!response.to_ascii_lowercase().contains("extensions"), "{response}");
+        // "greet" under RSV1, as the first block of a deflate stream.
+        let deflated = [0x4a, 0x2f, 0x4a, 0x4d, 0x2d, 0x01, 0x00];
+        guest.send(&frame(FIN | 0x40 | TEXT, &deflated)).await.unwrap();
+        guest.closed(1002).await;
+    }
+    stage.goes_on_alone().await;
+}
+
 #[tokio::test]
 async fn a_request_with_a_body_or_with_something_behind_it() {
     let header = |line: &str| with(PROTOCOL, &format!("{PROTOCOL}{line}\r\n"));
@@ -112,7 +137,7 @@ async fn what_is_not_a_websocket_handshake_at_all() {
     refused([
         ("426", no_upgrade.into_bytes()),
         ("426", with("Connection: Upgrade\r\n", "Connection: close\r\n").into_bytes()),
-        ("405", with("GET / ", "POST / ").into_bytes()),
+        ("405", with("GET / ", "PUT / ").into_bytes()),
         ("505", with("HTTP/1.1", "HTTP/1.0").into_bytes()),
         ("400", b"hello\r\n\r\n".to_vec()),
         ("400", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec()),

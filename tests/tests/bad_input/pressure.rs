@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use trunkline_server::Hub;
 use trunkline_server::protocol::limits::Limits;
 
-use crate::raw::{BINARY, FIN, PATIENCE, PING, Raw, TEXT, frame, head, number, text};
+use crate::raw::{BINARY, FIN, PATIENCE, PING, REQUEST, Raw, TEXT, frame, head, number, text};
 use crate::stage::{GUEST_STREAM, Stage, limits, output, request, subscribe};
 
 const MIB: usize = 1024 * 1024;
@@ -150,6 +150,47 @@ fn declared_and_not_sent() {
         rise.at_most(8 * MIB);
         drop(guests);
         stage.goes_on_alone().await;
+    });
+}
+
+/// Before they have said who they are, peers cost next to nothing: what they
+/// have in mind does not matter then.
+#[test]
+fn crowds_that_say_nothing() {
+    alone("crowds_that_say_nothing", async {
+        let limits = Limits { greeting_timeout: Duration::from_secs(60), ..limits() };
+        let mut stage = Stage::of(Hub::builder().limits(limits)).await;
+        // A few before measuring, so that what is needed once is there; not more,
+        // as what they leave behind would be used again.
+        for crowd_size in [30, 1500] {
+            let rise = Rise::begin();
+            let mut crowd = Vec::new();
+            for n in 0..crowd_size {
+                // A third has only connected, a third is in the middle of its
+                // handshake, a third is through it and in the middle of a frame.
+                let mut raw = match n % 3 {
+                    0 | 1 => Raw::dial(stage.address).await,
+                    _ => stage.stranger().await,
+                };
+                match n % 3 {
+                    0 => {}
+                    1 => raw.send(&REQUEST.as_bytes()[..100]).await.unwrap(),
+                    _ => {
+                        raw.send(&[head(FIN | TEXT, 9000), vec![b' '; 100]].concat())
+                            .await
+                            .unwrap();
+                    }
+                }
+                crowd.push(raw);
+            }
+            stage.goes_on().await;
+            if crowd_size == 1500 {
+                // Both ends of each connection are in this process.
+                rise.at_most(crowd_size * 16 * 1024);
+            }
+            drop(crowd);
+            stage.goes_on_alone().await;
+        }
     });
 }
 

@@ -231,7 +231,7 @@ impl Stage {
                     self.asked.push_back(*logs);
                     assert_eq!(self.asked.len(), 1, "one batch at a time");
                 }
-                Effect::Wake(_) => {}
+                Effect::Wake(_) | Effect::Observe(_) => {}
                 Effect::Store { .. } | Effect::Forget(_) | Effect::Keep(_) => unreachable!(),
             }
         }

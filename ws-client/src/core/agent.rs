@@ -418,7 +418,7 @@ impl AgentCore {
                 }
                 (Ok(Envelope { message: HubToAgent::Error(refusal), .. }), Link::Greeting(..)) => {
                     // The close that follows says what to do.
-                    tracing::warn!(target: "trunkline::client", code = %refusal.code, message = %refusal.message, "greeting refused");
+                    tracing::warn!(target: "trunkline::client", %refusal, "greeting refused");
                 }
                 (Ok(_) | Err(_), Link::Greeting(..)) => {
                     self.hang_up(Close::new(CloseCode::Violation, "no acknowledgement"));

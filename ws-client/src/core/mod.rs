@@ -7,6 +7,8 @@ pub mod dialing;
 pub mod logs;
 pub mod outbox;
 mod pace;
+#[cfg(feature = "polling")]
+pub(crate) mod reach;
 mod refresh;
 
 pub(crate) use pace::{Class, Pace};

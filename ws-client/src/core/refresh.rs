@@ -1,5 +1,7 @@
 //! Whether the hub wants another token on the present link.
 
+use trunkline_protocol::one_line::OneLine;
+
 /// A new token is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RefreshWanted {
@@ -28,7 +30,7 @@ impl Refresh {
     }
 
     pub(crate) fn handle_failed(&mut self, why: &str) {
-        tracing::warn!(target: "trunkline::client", why, "the hub did not take the new token");
+        tracing::warn!(target: "trunkline::client", why = %OneLine(why), "the hub did not take the new token");
         self.refused = true;
     }
 

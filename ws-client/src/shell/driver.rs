@@ -15,6 +15,7 @@ use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::frame::{Close, Frame};
 
 use super::{Driven, Shared};
+use crate::HttpRefusal;
 use crate::connector::{BoxLink, Connector};
 use crate::core::dialing::DialAction;
 use crate::tokens::TokenSource;
@@ -111,7 +112,11 @@ async fn dial<C: Driven>(
                 Ok(made) => break made,
                 Err(error) => {
                     tracing::debug!(target: "trunkline::client", %error, "no link");
-                    let close = Close::new(CloseCode::Lost, error.to_string());
+                    let said = error.get_ref().and_then(|error| error.downcast_ref());
+                    let close = said.map_or_else(
+                        || Close::new(CloseCode::Lost, error.to_string()),
+                        HttpRefusal::close,
+                    );
                     shared.quietly(|core, now| core.handle_dial_failed(&close, now));
                     return;
                 }

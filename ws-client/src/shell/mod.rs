@@ -16,7 +16,7 @@ use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::message::Secret;
 use trunkline_protocol::time::Now;
 
-use self::clock::Clock;
+pub(crate) use self::clock::Clock;
 pub(crate) use self::driver::drive;
 use crate::core::dialing::{ConnectionState, DialAction};
 

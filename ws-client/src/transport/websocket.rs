@@ -1,9 +1,11 @@
 //! WebSocket (RFC 6455) on `tokio-tungstenite`, over TCP or over TLS.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
@@ -37,6 +39,32 @@ const READ_BUFFER_BYTES: usize = 20 * 1024;
 
 /// What is gathered before the library writes without being asked to flush.
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
+
+/// The answer of whoever is at the URL, in place of a WebSocket: the inner error
+/// of a dial that failed so.
+///
+/// Agents and dashboards dial again later. With status 429 or 503 they wait as
+/// long as the answer says (`Retry-After` in seconds, RFC 9110 §10.2.3; an hour at
+/// most), or ten seconds, where their own back-off is shorter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the hub answered with HTTP status {status}")]
+pub struct HttpRefusal {
+    /// The status.
+    pub status: u16,
+    /// How long to wait, if it says so.
+    pub retry_after: Option<Duration>,
+}
+
+impl HttpRefusal {
+    /// What it means to whoever dials.
+    pub(crate) fn close(&self) -> Close {
+        match (self.status, self.retry_after) {
+            (429 | 503, Some(after)) => Close::hinting(CloseCode::TryLater, after),
+            (429 | 503, None) => Close::new(CloseCode::TryLater, self.to_string()),
+            _ => Close::new(CloseCode::Lost, self.to_string()),
+        }
+    }
+}
 
 /// Why a text is not the URL of a hub.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +123,7 @@ pub enum UrlError {
 /// whoever is on the way can read the token and act by it. A client that is to
 /// send a token over `ws://` to another host than `localhost` or a loopback
 /// address does so, and warns of it once in its log.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct WebSocket {
     uri: Uri,
     address: String,
@@ -103,6 +131,19 @@ pub struct WebSocket {
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
     message_bytes_max: usize,
+}
+
+/// Shows where it leads. What else a URL may hold, a login or a token in its
+/// query, is nobody's business who reads a log.
+impl fmt::Debug for WebSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebSocket")
+            .field("scheme", &self.uri.scheme_str().unwrap_or_default())
+            .field("address", &self.address)
+            .field("path", &self.uri.path())
+            .field("message_bytes_max", &self.message_bytes_max)
+            .finish_non_exhaustive()
+    }
 }
 
 impl WebSocket {
@@ -181,6 +222,41 @@ impl WebSocket {
     }
 }
 
+/// What bytes go over.
+#[cfg(feature = "polling")]
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+
+#[cfg(feature = "polling")]
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
+
+#[cfg(feature = "polling")]
+impl WebSocket {
+    /// A connection to the hub, with TLS if the URL says so.
+    pub(super) async fn socket(&self) -> io::Result<Box<dyn Socket>> {
+        let socket = TcpStream::connect(&self.address).await?;
+        socket.set_nodelay(true)?;
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return Ok(Box::new(tls.connect(socket).await?));
+        }
+        Ok(Box::new(socket))
+    }
+
+    pub(super) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// The longest frame that is taken.
+    pub(super) fn longest(&self) -> usize {
+        self.message_bytes_max
+    }
+
+    /// The longest body that is taken: a hub puts no more into one.
+    pub(super) fn batch_bytes_max(&self) -> usize {
+        self.message_bytes_max.saturating_add(512 * 1024)
+    }
+}
+
 impl WebSocket {
     /// Upgrades a connection to a link.
     async fn upgrade<S>(&self, socket: S) -> io::Result<BoxLink>
@@ -230,6 +306,12 @@ fn is_loopback(host: &str) -> bool {
     }
 }
 
+/// What the header says, if it says seconds (RFC 9110 §10.2.3).
+pub(super) fn retry_after(header: Option<&HeaderValue>) -> Option<Duration> {
+    let seconds = header?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
 struct WebSocketLink<S> {
     socket: WebSocketStream<S>,
 }
@@ -238,7 +320,8 @@ fn sort(error: WsError) -> io::Error {
     match error {
         WsError::Io(error) => error,
         WsError::Http(response) => {
-            io::Error::other(format!("the hub answered with HTTP status {}", response.status()))
+            let retry_after = retry_after(response.headers().get(header::RETRY_AFTER));
+            io::Error::other(HttpRefusal { status: response.status().as_u16(), retry_after })
         }
         error => io::Error::other(error.to_string()),
     }
@@ -319,6 +402,14 @@ mod tests {
         ] {
             assert_eq!(WebSocket::new(url).err(), expected, "{url}");
         }
+    }
+
+    #[test]
+    fn what_may_be_a_secret_in_a_url_is_not_shown() {
+        let hub = WebSocket::new("ws://ann:secret@127.0.0.1:7070/hub?access_token=secret").unwrap();
+        let shown = format!("{hub:?}");
+        assert!(!shown.contains("secret"), "{shown}");
+        assert!(shown.contains("127.0.0.1:7070") && shown.contains("/hub"), "{shown}");
     }
 
     #[cfg(not(feature = "tls"))]

@@ -209,6 +209,11 @@ impl Tenant {
             }
             return;
         }
+        if !self.has_room_for(wires, &listing.commands) {
+            let why = "no room for the commands that it holds";
+            wires.close(link, Close::new(CloseCode::TryLater, why));
+            return;
+        }
         wires.deadlines.cancel(&Due::Greeting(link));
         if let Some(seen) = self.agents.get_mut(id).and_then(|agent| agent.seen.as_mut()) {
             seen.is_listing = false;

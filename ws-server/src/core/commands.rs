@@ -22,9 +22,9 @@ use trunkline_protocol::ids::{
 use trunkline_protocol::limits::HELD_MAX;
 use trunkline_protocol::message::{
     Accepted, CommandComplete, CommandEnd, CommandExecute, CommandInterrupt, CommandInterrupting,
-    CommandRequest, CommandSettled, CommandStarted, CommandState, CommandStatus, EmergencyStop,
-    ErrorCode, HeldCommand, HeldStream, HubToAgent, InterruptStage, Priority, Refusal,
-    TerminalResize, TerminalSize,
+    CommandRequest, CommandSettled, CommandSpec, CommandStarted, CommandState, CommandStatus,
+    EmergencyStop, ErrorCode, HeldCommand, HeldStream, HubToAgent, InterruptStage, Peer, Priority,
+    Refusal, Run, TerminalResize, TerminalSize,
 };
 
 use super::agents::Agent;
@@ -32,11 +32,15 @@ use super::deadlines::Due;
 use super::link::LinkId;
 use super::tenant::Tenant;
 use super::wires::{Effect, Wires};
-use crate::hooks::{Identity, QueueChange, QueueError, StoredCommand};
+use crate::hooks::{Hook, Identity, QueueChange, QueueError, StoredCommand, What, Who};
 
 /// Streams of one command that are taken from an agent's list, one for each
 /// attempt.
 const STREAMS_MAX: usize = 64;
+
+/// Memory of a command beyond its `spec`: what is shown of it, and its places in
+/// maps and lists.
+const COMMAND_BYTES: usize = 1024;
 
 /// How long after a failed write to the queue it is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
@@ -46,7 +50,9 @@ pub(super) struct Command {
     pub(super) request: CommandRequest,
     requested_by: Option<DashboardId>,
     requested_at_ms: u64,
-    order: u64,
+    pub(super) order: u64,
+    /// Its memory.
+    cost: usize,
     stage: Stage,
     /// The latest that was sent to an agent; 0 before the first.
     pub(super) attempt: u32,
@@ -73,6 +79,8 @@ pub(super) struct Command {
     pub(super) writers: BTreeMap<DashboardId, u64>,
     /// The terminal's size as last asked for.
     pub(super) size: Option<TerminalSize>,
+    /// Its output was here, and has had to go.
+    pub(super) is_dropped: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,7 +299,7 @@ impl Tenant {
             self.answer_ok(wires, from, id, accepted);
             return Ok(());
         }
-        check_spec(&request, wires)?;
+        let cost = COMMAND_BYTES + check_spec(&request, wires)?;
         let full = self.agents.len() >= wires.limits.agents_max;
         let waiting = match self.agents.get(&request.agent) {
             Some(agent) => agent.queue.len() + agent.accepting,
@@ -303,6 +311,9 @@ impl Tenant {
         if waiting >= wires.limits.queue_per_agent {
             return Err(Refusal::new(ErrorCode::QueueFull, "the agent's queue is full"));
         }
+        if !self.make_room(wires, cost) {
+            return Err(Refusal::new(ErrorCode::QueueFull, "the tenant's queues are full"));
+        }
         self.agents.entry(request.agent.clone()).or_default().accepting += 1;
         self.forget_agent_later(wires, &request.agent);
         let within = request.deliver_within_ms.map(Duration::from_millis);
@@ -311,6 +322,7 @@ impl Tenant {
             requested_by: Some(from.clone()),
             requested_at_ms: wires.now.wall_ms,
             order: self.next_order(),
+            cost,
             stage: Stage::Accepting,
             attempt: 0,
             instance: None,
@@ -325,12 +337,48 @@ impl Tenant {
             claim: None,
             writers: BTreeMap::new(),
             size: None,
+            is_dropped: false,
             request,
         };
         let change = QueueChange::Accepted(Box::new(command.stored(&self.id)));
         self.store(wires, command.request.command, change);
+        self.command_bytes += cost;
         self.commands.insert(command.request.command, command);
         Ok(())
+    }
+
+    /// Forgets finished commands until there is room for another one of this
+    /// size. Whether there is.
+    fn make_room(&mut self, wires: &mut Wires, cost: usize) -> bool {
+        let max = wires.limits.command_bytes_per_tenant;
+        while self.command_bytes + cost > max
+            && let Some((_, oldest)) = self.finished.first().copied()
+        {
+            self.forget_command(wires, oldest);
+        }
+        self.command_bytes + cost <= max
+    }
+
+    /// Drops output of finished commands until there is room for this many
+    /// streams. Whether there is.
+    pub(super) fn make_room_for_streams(&mut self, wires: &mut Wires, streams: usize) -> bool {
+        let max = wires.limits.streams_per_tenant;
+        let streams = streams + self.starting.len();
+        while self.streams.len() + streams > max
+            && let Some((_, oldest)) = self.readable.first().copied()
+        {
+            self.drop_output(wires, oldest);
+        }
+        self.streams.len() + streams <= max
+    }
+
+    /// Whether there is room for what an agent holds and this hub does not know.
+    pub(super) fn has_room_for(&mut self, wires: &mut Wires, held: &[HeldCommand]) -> bool {
+        let unknown = held.iter().filter(|held| !self.commands.contains_key(&held.command));
+        let cost =
+            |held: &HeldCommand| held.spec.as_ref().map(|spec| COMMAND_BYTES + spec_bytes(spec));
+        let bytes = unknown.filter_map(cost).sum();
+        bytes == 0 || self.make_room(wires, bytes)
     }
 
     fn next_order(&mut self) -> u64 {
@@ -413,9 +461,15 @@ impl Tenant {
         }
         let mut changed = false;
         while let Some(agent) = self.agents.get_mut(id) {
-            if !agent.has_free_slot() {
+            if !agent.has_free_slot() || agent.queue.is_empty() {
                 break;
             }
+            if !self.make_room_for_streams(wires, 1) {
+                // What frees some need not be about this agent.
+                wires.in_time(Due::Dispatch(self.id.clone(), id.clone()), STORE_RETRY);
+                break;
+            }
+            let Some(agent) = self.agents.get_mut(id) else { break };
             let Some(instance) = agent.seen.as_ref().map(|seen| seen.instance) else { break };
             // Of one command one change at a time is stored: one that is being
             // stored as it was comes when that is done.
@@ -424,9 +478,11 @@ impl Tenant {
             let next = agent.queue.iter().find(|(_, id)| is_free(id));
             let Some((key, next)) = next.map(|(key, id)| (*key, *id)) else { break };
             agent.queue.remove(&key);
+            self.waiting.remove(&(key.1, next));
             let Some(command) = self.commands.get_mut(&next) else { continue };
             changed = true;
             agent.held.insert(next);
+            self.starting.insert(next);
             command.stage = Stage::Leasing;
             command.instance = Some(instance);
             command.storing = Some(Storing::Lease);
@@ -447,7 +503,9 @@ impl Tenant {
         let agent_id = command.request.agent.clone();
         let agent = self.agents.entry(agent_id.clone()).or_default();
         agent.held.remove(&id);
+        self.starting.remove(&id);
         agent.queue.insert(command.key(), id);
+        self.waiting.insert((command.order, id));
         let at = command.deliver_by;
         wires.deadlines.set(Due::DeliverBy(self.id.clone(), id), at);
         self.publish_queue(wires, &agent_id);
@@ -484,7 +542,7 @@ impl Tenant {
         let Some(command) = self.commands.get_mut(&id) else { return };
         let Some(storing) = command.storing.take() else { return };
         if let Err(error) = result {
-            tracing::warn!(target: "trunkline::hub", command = %id, ?storing, %error, "queue failed");
+            wires.observe_failure(Hook::Queue, error.to_string());
         }
         if storing == Storing::Accept
             && let Some(agent) = self.agents.get_mut(&command.request.agent)
@@ -497,10 +555,12 @@ impl Tenant {
                 // The requester hears that nothing was accepted; should the
                 // queue have kept it after all, it is told to forget it.
                 let Some(command) = self.commands.remove(&id) else { return };
+                self.command_bytes -= command.cost;
                 let tenant = self.id.clone();
                 wires
                     .effects
                     .push_back(Effect::Forget(QueueChange::Forgotten { tenant, command: id }));
+                self.observe_request(wires, &command, Err(ErrorCode::QueueUnavailable));
                 for (dashboard, request) in command.waiting {
                     let refusal =
                         Refusal::new(ErrorCode::QueueUnavailable, "the queue did not store it");
@@ -562,6 +622,9 @@ impl Tenant {
     }
 
     fn accepted(&mut self, wires: &mut Wires, id: CommandId) {
+        if let Some(command) = self.commands.get(&id) {
+            self.observe_request(wires, command, Ok(()));
+        }
         let Some(command) = self.commands.get_mut(&id) else { return };
         let waiting = std::mem::take(&mut command.waiting);
         let agent = command.request.agent.clone();
@@ -607,16 +670,21 @@ impl Tenant {
     fn settled(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get_mut(&id) else { return };
         command.stage = Stage::Final;
-        command.writers.clear();
+        let writers = std::mem::take(&mut command.writers);
         let agent_id = command.request.agent.clone();
-        let attempt = command.attempt;
+        let (attempt, order) = (command.attempt, command.order);
         for due in [Due::DeliverBy, Due::RunFor, Due::Store] {
             wires.deadlines.cancel(&due(self.id.clone(), id));
         }
+        self.observe_end(wires, id, writers);
         let retention = wires.limits.log_retention;
         wires.in_time(Due::LogRetention(self.id.clone(), id), retention);
         let agent = self.agents.entry(agent_id.clone()).or_default();
         agent.queue.retain(|_, queued| *queued != id);
+        self.waiting.remove(&(order, id));
+        self.starting.remove(&id);
+        self.finished.insert((order, id));
+        self.readable.insert((order, id));
         agent.held.remove(&id);
         agent.relearnt.remove(&id);
         agent.finished.push_back(id);
@@ -633,6 +701,8 @@ impl Tenant {
         if let Some(oldest) = oldest {
             self.forget_command(wires, oldest);
         }
+        // An agent that came back may have brought more than may stay.
+        self.make_room_for_streams(wires, 0);
         self.dispatch(wires, &agent_id);
     }
 
@@ -659,6 +729,7 @@ impl Tenant {
         let queued = command.stage == Stage::Queued;
         if queued {
             let key = command.key();
+            self.waiting.remove(&(key.1, id));
             if let Some(agent) = self.agents.get_mut(&agent) {
                 agent.queue.remove(&key);
             }
@@ -671,6 +742,8 @@ impl Tenant {
     pub(super) fn forget_command(&mut self, wires: &mut Wires, id: CommandId) {
         self.drop_output(wires, id);
         let Some(command) = self.commands.remove(&id) else { return };
+        self.command_bytes -= command.cost;
+        self.finished.remove(&(command.order, id));
         if let Some(agent) = self.agents.get_mut(&command.request.agent) {
             agent.finished.retain(|finished| *finished != id);
         }
@@ -693,6 +766,61 @@ impl Tenant {
             self.ledger.set_command(command.state());
             self.wake_followers(wires);
         }
+    }
+
+    // ---- observing ------------------------------------------------------
+
+    /// When the first was asked for that still waits, in milliseconds since the
+    /// epoch.
+    pub(super) fn first_waiting_ms(&self) -> Option<u64> {
+        let (_, id) = self.waiting.first()?;
+        self.commands.get(id).map(|command| command.requested_at_ms)
+    }
+
+    /// A dashboard, as it was when it was last here.
+    fn requester(&self, id: &DashboardId) -> (Option<LinkId>, Option<Who>) {
+        let Some(known) = self.dashboards.get(id) else { return (None, None) };
+        let who = Who::new(&self.id, &known.identity.subject, Peer::Dashboard(id.clone()));
+        (known.link, Some(who))
+    }
+
+    fn observe_request(
+        &self,
+        wires: &mut Wires,
+        command: &Command,
+        outcome: Result<(), ErrorCode>,
+    ) {
+        let by = command.requested_by.as_ref();
+        let (link, who) = by.map_or((None, None), |id| self.requester(id));
+        let request = &command.request;
+        let what = What::CommandRequested {
+            command: request.command,
+            agent: request.agent.clone(),
+            title: request.spec.run.title(),
+            outcome,
+        };
+        wires.observe(link, who, what);
+    }
+
+    fn observe_end(&self, wires: &mut Wires, id: CommandId, writers: BTreeMap<DashboardId, u64>) {
+        let Some(command) = self.commands.get(&id) else { return };
+        let Some(ending) = &command.ending else { return };
+        let agent = &command.request.agent;
+        for (writer, bytes) in writers {
+            let (link, who) = self.requester(&writer);
+            let what = What::InputEnded { command: id, agent: agent.clone(), bytes };
+            wires.observe(link, who, what);
+        }
+        let ran = command.started_at_ms.map(|at| ending.at_ms.saturating_sub(at));
+        let what = What::CommandEnded {
+            command: id,
+            agent: agent.clone(),
+            attempt: command.attempt,
+            status: ending.status,
+            end: ending.end.clone(),
+            ran: ran.map(Duration::from_millis),
+        };
+        wires.observe(None, None, what);
     }
 
     // ---- what the agent says --------------------------------------------
@@ -724,6 +852,13 @@ impl Tenant {
         let Some(command) = self.commands.get_mut(&id) else { return };
         command.stage = Stage::Running;
         command.started_at_ms = Some(wires.now.wall_ms);
+        let waited = wires.now.wall_ms.saturating_sub(command.requested_at_ms);
+        let what = What::CommandStarted {
+            command: id,
+            agent: command.request.agent.clone(),
+            attempt: command.attempt,
+            waited: Duration::from_millis(waited),
+        };
         if !command.streams.iter().any(|(_, known)| *known == stream) {
             command.streams.push((command.attempt, stream));
         }
@@ -735,6 +870,10 @@ impl Tenant {
         }
         let size = command.size;
         let agent = command.request.agent.clone();
+        match self.agents.get(&agent).and_then(Agent::link) {
+            Some(link) => wires.observe_peer(link, what),
+            None => wires.observe(None, None, what),
+        }
         self.open_stream(wires, id, stream, from);
         self.publish_command(wires, id);
         // Asked for while it was still on its way.
@@ -859,6 +998,8 @@ impl Tenant {
                 // A hub that is started again must not think that it waits.
                 command.adopted = Some(Adopted::Lease);
                 wires.deadlines.cancel(&Due::DeliverBy(self.id.clone(), id));
+                self.waiting.remove(&(key.1, id));
+                self.starting.insert(id);
                 if let Some(agent) = self.agents.get_mut(agent) {
                     agent.queue.remove(&key);
                     agent.held.insert(id);
@@ -937,13 +1078,16 @@ impl Tenant {
             retry: false,
         };
         // What it lists in one greeting is bounded; this bounds all of them.
-        if holds >= HELD_MAX || check_spec(&request, wires).is_err() {
+        if holds >= HELD_MAX {
             return;
         }
+        let Ok(spec_bytes) = check_spec(&request, wires) else { return };
+        let cost = COMMAND_BYTES + spec_bytes;
         let command = Command {
             requested_by: None,
             requested_at_ms: wires.now.wall_ms,
             order: self.next_order(),
+            cost,
             stage: Stage::Dispatched,
             attempt: held.attempt,
             instance: Some(instance),
@@ -958,8 +1102,10 @@ impl Tenant {
             claim: None,
             writers: BTreeMap::new(),
             size: None,
+            is_dropped: false,
             request,
         };
+        self.command_bytes += cost;
         self.commands.insert(held.command, command);
         self.advance(wires, held.command);
         if let Some(agent) = self.agents.get_mut(agent) {
@@ -967,6 +1113,7 @@ impl Tenant {
                 agent.relearnt.insert(held.command);
             } else {
                 agent.held.insert(held.command);
+                self.starting.insert(held.command);
             }
         }
     }
@@ -1076,7 +1223,10 @@ impl Tenant {
             at_ms: stored.ended_at_ms.unwrap_or(stored.requested_at_ms),
             end: stored.end.unwrap_or_default(),
         });
+        let cost = COMMAND_BYTES + spec_bytes(&stored.request.spec);
+        let order = stored.order;
         let command = Command {
+            cost,
             request: stored.request,
             requested_by: stored.requested_by,
             requested_at_ms: stored.requested_at_ms,
@@ -1095,7 +1245,9 @@ impl Tenant {
             claim: None,
             writers: BTreeMap::new(),
             size: None,
+            is_dropped: false,
         };
+        self.command_bytes += cost;
         self.commands.insert(id, command);
         let retention = wires.limits.agent_retention;
         wires.in_time(Due::AgentRetention(self.id.clone(), agent_id.clone()), retention);
@@ -1104,6 +1256,8 @@ impl Tenant {
             Stage::Queued => self.requeue(wires, id),
             Stage::Final => {
                 agent.finished.push_back(id);
+                self.finished.insert((order, id));
+                self.readable.insert((order, id));
                 // The queue may have more: what was to be forgotten when the
                 // last hub was killed.
                 let too_many = agent.finished.len() > wires.limits.finished_per_agent;
@@ -1115,13 +1269,25 @@ impl Tenant {
             }
             Stage::Accepting | Stage::Leasing | Stage::Dispatched | Stage::Running => {
                 agent.held.insert(id);
+                self.starting.insert(id);
                 self.publish_command(wires, id);
             }
         }
     }
 }
 
-fn check_spec(request: &CommandRequest, wires: &Wires) -> Result<(), Refusal> {
+/// About how long a `spec` is as JSON.
+fn spec_bytes(spec: &CommandSpec) -> usize {
+    let run = match &spec.run {
+        Run::Argv(argv) => argv.iter().map(|arg| arg.len() + 4).sum(),
+        Run::Shell(text) | Run::Text(text) => text.len(),
+    };
+    let env: usize = spec.env.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+    run + env + spec.cwd.as_ref().map_or(0, String::len)
+}
+
+/// How long a request's `spec` is, if it may be so.
+fn check_spec(request: &CommandRequest, wires: &Wires) -> Result<usize, Refusal> {
     let refuse = |field: &str, rule: String| {
         Err(Refusal::new(ErrorCode::InvalidMessage, format!("{field}: {rule}")).field(field))
     };
@@ -1129,15 +1295,9 @@ fn check_spec(request: &CommandRequest, wires: &Wires) -> Result<(), Refusal> {
     if spec.env.len() > 256 {
         return refuse("payload.spec.env", "at most 256 variables".into());
     }
-    let run = match &spec.run {
-        trunkline_protocol::message::Run::Argv(argv) => argv.iter().map(|arg| arg.len() + 4).sum(),
-        trunkline_protocol::message::Run::Shell(text)
-        | trunkline_protocol::message::Run::Text(text) => text.len(),
-    };
-    let env: usize = spec.env.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
-    let size = run + env + spec.cwd.as_ref().map_or(0, String::len);
+    let size = spec_bytes(spec);
     if size > wires.limits.spec_bytes_max {
         return refuse("payload.spec", format!("at most {} bytes", wires.limits.spec_bytes_max));
     }
-    Ok(())
+    Ok(size)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::codec;
 use trunkline_protocol::frame::{Close, Frame};
-use trunkline_protocol::ids::{DashboardId, RequestId, StreamId};
+use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, RequestId, StreamId};
 use trunkline_protocol::message::{
     Accepted, DashboardToHub, Direction as _, Envelope, ErrorCode, HubToAgent, HubToDashboard,
     Refusal, Subscribe, Subscription, Target, TerminalInput, TerminalInputTaken, TerminalResize,
@@ -18,9 +18,10 @@ use super::agents::Agent;
 use super::agents::stale;
 use super::deadlines::Due;
 use super::link::{DashboardLink, LinkId, State};
+use super::subjects::{flood, rate_limited};
 use super::tenant::Tenant;
 use super::wires::Wires;
-use crate::hooks::Identity;
+use crate::hooks::{Identity, What};
 
 /// Dashboards that type into one command, all of its life. About 100 bytes
 /// each.
@@ -52,9 +53,46 @@ pub(super) struct Dashboard {
     /// The newest of its links so far.
     latest: LinkId,
     /// The latest answers, oldest first.
-    answers: VecDeque<(RequestId, Frame)>,
+    answers: VecDeque<(RequestId, &'static str, Frame)>,
     /// Since when it is away, and with how many answers.
     left: Option<(Duration, usize)>,
+}
+
+/// What a dashboard asks for that is told whatever becomes of it.
+enum Asked {
+    Command { command: CommandId, agent: AgentId, title: String },
+    Interrupt(CommandId, Option<AgentId>),
+    Stop(Option<Vec<AgentId>>),
+    Other,
+}
+
+impl Asked {
+    fn refused(self, message: &'static str, code: &ErrorCode) -> What {
+        let code = code.clone();
+        match self {
+            Self::Command { command, agent, title } => {
+                What::CommandRequested { command, agent, title, outcome: Err(code) }
+            }
+            Self::Interrupt(command, agent) => {
+                What::InterruptRequested { command, agent, outcome: Err(code) }
+            }
+            Self::Stop(agents) => What::StopRequested { agents, outcome: Err(code) },
+            Self::Other => What::Refused { message: Some(message), code },
+        }
+    }
+
+    /// `None` for what is told elsewhere, or not at all.
+    fn accepted(self, stopped: Option<u32>) -> Option<What> {
+        match self {
+            Self::Command { .. } | Self::Other => None,
+            Self::Interrupt(command, agent) => {
+                Some(What::InterruptRequested { command, agent, outcome: Ok(()) })
+            }
+            Self::Stop(agents) => {
+                Some(What::StopRequested { agents, outcome: Ok(stopped.unwrap_or_default()) })
+            }
+        }
+    }
 }
 
 impl Tenant {
@@ -165,28 +203,42 @@ impl Tenant {
         let kind = message.kind();
         let Some(dashboard) = wires.dashboard(link) else { return };
         let who = Arc::clone(&dashboard.identity);
+        let asked = self.asked(wires, &who, &message);
         if let Err(refusal) = self.count_request(wires, &who.subject, &message) {
             // Not remembered: it is to be asked again.
-            wires.send(link, HubToDashboard::Error(refusal.reply_to(id)));
+            wires.observe_peer(link, asked.refused(kind, &refusal.code));
+            wires.refuse(link, refusal.reply_to(id));
             return;
         }
-        if let Some(frame) = self.remembered(from, id.as_ref()) {
-            wires.send_frame(link, frame);
+        if let Some((kind, frame)) = self.remembered(from, id.as_ref()) {
+            wires.send_frame(link, kind, frame);
             return;
         }
         if let Err(refusal) = self.permit(wires, &who, &message) {
             // Not remembered: another token may allow it.
-            tracing::info!(target: "trunkline::hub", kind, code = %refusal.code, "not allowed");
-            let refusal = HubToDashboard::Error(refusal.reply_to(id));
-            wires.send(link, refusal);
+            wires.observe_peer(link, asked.refused(kind, &refusal.code));
+            wires.refuse(link, refusal.reply_to(id));
             return;
         }
         let done: Result<Option<Accepted>, Refusal> = match message {
             DashboardToHub::Subscribe(subscribe) => {
-                self.subscribe(wires, link, id.clone(), subscribe);
+                let named = subscribe.terminals.len();
+                let subscribed = match self.count_answer(wires, link, &who, named) {
+                    Ok(()) => self.subscribe(wires, link, id.clone(), subscribe),
+                    Err(wait) => Err(rate_limited(wait)),
+                };
+                if let Err(refusal) = subscribed {
+                    wires.refuse_message(link, kind, refusal.reply_to(id));
+                }
                 return;
             }
             DashboardToHub::Unsubscribe(unsubscribe) => {
+                let named = unsubscribe.terminals.len();
+                if self.count_answer(wires, link, &who, named).is_err() {
+                    // To end something is never refused.
+                    wires.close(link, flood());
+                    return;
+                }
                 self.unsubscribe(wires, link, id.clone(), &unsubscribe);
                 return;
             }
@@ -200,7 +252,9 @@ impl Tenant {
             DashboardToHub::Interrupt(interrupt) => {
                 self.interrupt_command(wires, &interrupt).map(|()| Some(Accepted::default()))
             }
-            DashboardToHub::Input(input) => self.handle_input(wires, from, input).map(|()| None),
+            DashboardToHub::Input(input) => {
+                self.handle_input(wires, link, from, input).map(|()| None)
+            }
             DashboardToHub::Resize(resize) => {
                 self.handle_resize(wires, resize).map(|()| Some(Accepted::default()))
             }
@@ -217,21 +271,60 @@ impl Tenant {
             | DashboardToHub::Error(_) => return,
         };
         match done {
+            // A command is told of when it is stored.
             Ok(None) => {}
-            Ok(Some(accepted)) => self.answer_ok(wires, from, id, accepted),
+            Ok(Some(accepted)) => {
+                if let Some(what) = asked.accepted(accepted.stopped) {
+                    wires.observe_peer(link, what);
+                }
+                self.answer_ok(wires, from, id, accepted);
+            }
             Err(refusal) => {
-                tracing::debug!(target: "trunkline::hub", kind, code = %refusal.code, "refused");
+                wires.observe_peer(link, asked.refused(kind, &refusal.code));
                 self.answer_error(wires, from, id, refusal);
             }
         }
     }
 
+    /// What a message asks, in an observer's words.
+    fn asked(&self, wires: &Wires, who: &Identity, message: &DashboardToHub) -> Asked {
+        match message {
+            DashboardToHub::Request(request) => Asked::Command {
+                command: request.command,
+                agent: request.agent.clone(),
+                title: request.spec.run.title(),
+            },
+            DashboardToHub::Interrupt(interrupt) => {
+                let known = self.commands.get(&interrupt.command).map(|known| &known.request.agent);
+                let agent = known.filter(|agent| self.rights(wires).sees(who, agent)).cloned();
+                Asked::Interrupt(interrupt.command, agent)
+            }
+            DashboardToHub::EmergencyStop(stop) => Asked::Stop(stop.agents.clone()),
+            DashboardToHub::Subscribe(_)
+            | DashboardToHub::Unsubscribe(_)
+            | DashboardToHub::Shown(_)
+            | DashboardToHub::Input(_)
+            | DashboardToHub::Resize(_)
+            | DashboardToHub::Disconnect(_)
+            | DashboardToHub::Log(_)
+            | DashboardToHub::Ping(_)
+            | DashboardToHub::Pong(_)
+            | DashboardToHub::RefreshToken(_)
+            | DashboardToHub::Error(_) => Asked::Other,
+        }
+    }
+
     // ---- answers --------------------------------------------------------
 
-    fn remembered(&self, from: &DashboardId, id: Option<&RequestId>) -> Option<Frame> {
+    fn remembered(
+        &self,
+        from: &DashboardId,
+        id: Option<&RequestId>,
+    ) -> Option<(&'static str, Frame)> {
         let id = id?;
         let known = self.dashboards.get(from)?;
-        known.answers.iter().find(|(answered, _)| answered == id).map(|(_, frame)| frame.clone())
+        let answer = known.answers.iter().find(|(answered, ..)| answered == id);
+        answer.map(|(_, kind, frame)| (*kind, frame.clone()))
     }
 
     pub(super) fn answer_ok(
@@ -252,6 +345,7 @@ impl Tenant {
         id: Option<RequestId>,
         refusal: Refusal,
     ) {
+        wires.counts.refused(&refusal.code);
         self.answer(wires, to, id.clone(), HubToDashboard::Error(refusal.reply_to(id)));
     }
 
@@ -265,20 +359,33 @@ impl Tenant {
         message: HubToDashboard,
     ) {
         let Some(dashboard) = self.dashboards.get_mut(to) else { return };
-        let ts = Some(wires.now.wall_ms);
+        let (ts, kind) = (Some(wires.now.wall_ms), message.kind());
         let frame = codec::encode(&Envelope { id: None, ts, message });
         if let Some(id) = id {
-            dashboard.answers.push_back((id, frame.clone()));
+            dashboard.answers.push_back((id, kind, frame.clone()));
             if dashboard.answers.len() > wires.limits.answers_max {
                 dashboard.answers.pop_front();
             }
         }
         if let Some(link) = dashboard.link {
-            wires.send_frame(link, frame);
+            wires.send_frame(link, kind, frame);
         }
     }
 
     // ---- subscriptions --------------------------------------------------
+
+    /// Counts a message that names some terminals, and is answered with those
+    /// that are subscribed to. `Err` is a time to wait.
+    fn count_answer(
+        &mut self,
+        wires: &Wires,
+        link: LinkId,
+        who: &Identity,
+        named: usize,
+    ) -> Result<(), Duration> {
+        let known = wires.dashboard(link).map_or(0, |dashboard| dashboard.subscription.len());
+        self.count_terminals(wires, &who.subject, named + known)
+    }
 
     fn subscribe(
         &mut self,
@@ -286,10 +393,10 @@ impl Tenant {
         id: LinkId,
         request: Option<RequestId>,
         subscribe: Subscribe,
-    ) {
+    ) -> Result<(), Refusal> {
         let max = wires.limits.subscriptions_max;
         let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) else {
-            return;
+            return Ok(());
         };
         let known = &dashboard.subscription;
         // Of two for one target the later counts.
@@ -298,13 +405,9 @@ impl Tenant {
         let new = terminals.keys().filter(|target| !known.contains_key(target)).count();
         if known.len() + new > max {
             let message = format!("at most {max} terminal subscriptions");
-            let refusal = Refusal::new(ErrorCode::LimitReached, message).field("payload.terminals");
-            wires.send(id, HubToDashboard::Error(refusal.reply_to(request)));
-            return;
+            return Err(Refusal::new(ErrorCode::LimitReached, message).field("payload.terminals"));
         }
-        for target in terminals.keys() {
-            self.end_subscription(wires, id, target);
-        }
+        self.end_subscriptions(wires, id, terminals.keys());
         let mut open = Vec::new();
         for (target, subscription) in terminals {
             let streams = self.covered(&subscription);
@@ -320,6 +423,7 @@ impl Tenant {
         for (stream, subscription) in open {
             self.open_reader(wires, id, stream, &subscription);
         }
+        Ok(())
     }
 
     /// The streams that a subscription covers now. For a command: those of
@@ -334,7 +438,9 @@ impl Tenant {
             Target::Agent(id) => {
                 let mut streams: Vec<StreamId> = self.live_streams(id);
                 let known = subscription.positions.keys().filter(|stream| {
-                    self.streams.get(stream).is_some_and(|known| known.agent == *id)
+                    let known = self.streams.get(stream);
+                    known.is_some_and(|known| known.agent == *id)
+                        || self.dropped(**stream, &subscription.target).is_some()
                 });
                 for stream in known {
                     if !streams.contains(stream) {
@@ -353,20 +459,33 @@ impl Tenant {
         request: Option<RequestId>,
         unsubscribe: &Unsubscribe,
     ) {
-        for target in &unsubscribe.terminals {
-            self.end_subscription(wires, id, target);
-        }
+        self.end_subscriptions(wires, id, &unsubscribe.terminals);
         Self::answer_subscription(wires, id, request);
     }
 
     pub(super) fn end_subscription(&mut self, wires: &mut Wires, id: LinkId, target: &Target) {
+        self.end_subscriptions(wires, id, [target]);
+    }
+
+    /// All at once: each reader is looked at once, however many end.
+    fn end_subscriptions<'a>(
+        &mut self,
+        wires: &mut Wires,
+        id: LinkId,
+        targets: impl IntoIterator<Item = &'a Target>,
+    ) {
         let Some(dashboard) = wires.links.get_mut(&id).and_then(|link| link.dashboard()) else {
             return;
         };
-        if dashboard.subscription.remove(target).is_none() {
+        let before = dashboard.subscription.len();
+        for target in targets {
+            if dashboard.subscription.remove(target).is_some() {
+                self.lose_interest(target, id);
+            }
+        }
+        if dashboard.subscription.len() == before {
             return;
         }
-        self.lose_interest(target, id);
         let kept = |stream: &StreamId| {
             let Some(stream) = self.streams.get(stream) else { return false };
             dashboard.subscription.contains_key(&Target::Command(stream.command))
@@ -400,6 +519,7 @@ impl Tenant {
     fn handle_input(
         &mut self,
         wires: &mut Wires,
+        link: LinkId,
         from: &DashboardId,
         input: TerminalInput,
     ) -> Result<(), Refusal> {
@@ -414,6 +534,7 @@ impl Tenant {
             let message = format!("at most {WRITERS_MAX} dashboards type into one command");
             return Err(Refusal::new(ErrorCode::LimitReached, message));
         }
+        let is_new = !command.writers.contains_key(from);
         // A writer that this hub meets half-way goes on from where it stands;
         // the agent knows better and says so.
         let taken = command.writers.entry(from.clone()).or_insert(input.offset);
@@ -422,6 +543,10 @@ impl Tenant {
             let message =
                 format!("at most {} bytes ahead of what was taken", wires.limits.input_bytes_ahead);
             return Err(Refusal::new(ErrorCode::LimitReached, message).field("payload.offset"));
+        }
+        if is_new {
+            let agent = command.request.agent.clone();
+            wires.observe_peer(link, What::InputBegan { command: input.command, agent });
         }
         // An absent agent gets it again when it is back: it says how far it got.
         if let Some(link) = self.agents.get(&command.request.agent).and_then(Agent::link) {
@@ -435,7 +560,7 @@ impl Tenant {
     pub(super) fn handle_input_taken(
         &mut self,
         wires: &mut Wires,
-        agent: &trunkline_protocol::ids::AgentId,
+        agent: &AgentId,
         taken: TerminalInputTaken,
     ) {
         let Some(command) = self.commands.get_mut(&taken.command) else { return };

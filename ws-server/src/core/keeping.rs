@@ -19,7 +19,7 @@ use super::deadlines::Due;
 use super::streams::Stream;
 use super::tenant::Tenant;
 use super::wires::{Effect, Wires};
-use crate::hooks::{LogChange, LogError, Piece, StoredStream, StreamHead};
+use crate::hooks::{Hook, LogChange, LogError, Piece, StoredStream, StreamHead};
 
 /// Output of one batch, and of one stream in it while others wait.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -128,8 +128,8 @@ impl Core {
         let Some(batch) = keeping.under_way.take() else { return };
         keeping.fails = result.is_err();
         if let Err(error) = result {
-            tracing::warn!(target: "trunkline::hub", %error, "output is not kept");
             keeping.dropped.extend(batch.dropped);
+            wires.observe_failure(Hook::StreamLog, error.to_string());
             wires.in_time(Due::Keep, RETRY);
         }
         for (id, stream, copied) in batch.taken {

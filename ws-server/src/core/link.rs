@@ -1,6 +1,7 @@
 //! One live attachment: what it is, what waits for it, and whether it lives.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use trunkline_protocol::message::{
 };
 use trunkline_protocol::roster;
 
+use super::Map;
 use super::sources::Source;
 use crate::hooks::Identity;
 
@@ -55,6 +57,7 @@ impl State {
 pub(super) struct AgentLink {
     pub(super) tenant: TenantId,
     pub(super) agent: AgentId,
+    pub(super) subject: String,
     /// What it holds, while it still says so.
     pub(super) listing: Option<Listing>,
 }
@@ -79,7 +82,7 @@ pub(super) struct DashboardLink {
     /// What it reads.
     pub(super) subscription: BTreeMap<Target, TerminalSubscription>,
     /// Where it stands in each stream.
-    pub(super) readers: HashMap<StreamId, Reader>,
+    pub(super) readers: Map<StreamId, Reader>,
     /// Streams with something to read, each once; read in turn.
     pub(super) turn: VecDeque<StreamId>,
 }
@@ -93,6 +96,8 @@ pub(super) struct Reader {
     pub(super) window: Option<u64>,
     /// What its view has shown.
     pub(super) shown: u64,
+    /// Some of what it asked for was gone before it came.
+    pub(super) is_late: bool,
     pub(super) wait: Wait,
 }
 
@@ -114,15 +119,19 @@ pub(super) enum Closing {
     Now(Close),
     /// After everything that waits.
     Flushed(Close),
-    /// The close was handed to the transport.
-    Said,
+    /// It was handed to the transport.
+    Said(Close),
 }
 
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) state: State,
-    /// Where it comes from, once that is known, and it is counted there.
+    /// Where it comes from, once that is known.
+    pub(super) address: Option<IpAddr>,
+    /// The same, once it is counted there.
     pub(super) source: Option<Source>,
+    /// When it was accepted; then, when its greeting was.
+    pub(super) since: Duration,
     pub(super) liveness: Liveness,
     /// Terminal output goes out in its binary form.
     pub(super) binary: bool,
@@ -141,10 +150,12 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(liveness: Liveness) -> Self {
+    pub(super) fn new(liveness: Liveness, since: Duration) -> Self {
         Self {
             state: State::Arriving,
+            address: None,
             source: None,
+            since,
             liveness,
             binary: false,
             invalid: 0,
@@ -179,8 +190,9 @@ impl Link {
             into.push(frame);
         }
         if matches!(self.closing, Some(Closing::Now(_)))
-            && let Some(Closing::Now(close)) = self.closing.replace(Closing::Said)
+            && let Some(Closing::Now(close)) = self.closing.take()
         {
+            self.closing = Some(Closing::Said(close.clone()));
             into.push(Frame::Close(close));
         }
     }
@@ -188,8 +200,9 @@ impl Link {
     /// The close of a link that had everything flushed before.
     pub(super) fn say_flushed(&mut self, into: &mut Vec<Frame>) {
         if matches!(self.closing, Some(Closing::Flushed(_)))
-            && let Some(Closing::Flushed(close)) = self.closing.replace(Closing::Said)
+            && let Some(Closing::Flushed(close)) = self.closing.take()
         {
+            self.closing = Some(Closing::Said(close.clone()));
             into.push(Frame::Close(close));
         }
     }
@@ -201,7 +214,7 @@ impl Link {
 
     /// Whether nothing follows but the last words.
     pub(super) fn is_closing(&self) -> bool {
-        matches!(self.closing, Some(Closing::Now(_) | Closing::Said))
+        matches!(self.closing, Some(Closing::Now(_) | Closing::Said(_)))
     }
 
     /// Whether it is an agent that has not listed all that it holds.

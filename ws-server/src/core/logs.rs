@@ -22,11 +22,12 @@ use trunkline_protocol::message::{ErrorCode, HubToDashboard, LogBatch, LogTaken,
 use trunkline_protocol::time::Now;
 
 use super::Core;
+use super::Map;
 use super::agents::Agent;
 use super::link::{LinkId, State};
 use super::tenant::Tenant;
 use super::wires::{Effect, Wires};
-use crate::hooks::{ForwardedLogs, LogSender, LogSinkError};
+use crate::hooks::{ForwardedLogs, Hook, LogSender, LogSinkError};
 
 /// Senders of a tenant that are remembered, whoever has been quiet for longest
 /// being forgotten first. About 300 bytes each.
@@ -92,8 +93,7 @@ impl Core {
         let Self { wires, tenants, .. } = self;
         let Some(tenant) = tenants.get_mut(tenant) else { return };
         if let Err(refusal) = tenant.forward(wires, link, sender, request.clone(), batch) {
-            // `error` has one shape in every direction.
-            wires.send(link, HubToDashboard::Error(refusal.reply_to(request)));
+            wires.refuse_message(link, "log:batch", refusal.reply_to(request));
         }
     }
 
@@ -181,8 +181,9 @@ impl Tenant {
                 HubToDashboard::LogTaken(taken)
             }
             Err(error) => {
-                tracing::warn!(target: "trunkline::hub", tenant = %self.id, sender = ?logs.sender, %error, "forwarded records are not taken");
+                wires.observe_failure(Hook::LogSink, error.to_string());
                 let refusal = later(ErrorCode::Internal, "the records were not taken", FAILED);
+                wires.counts.refused(&refusal.code);
                 HubToDashboard::Error(refusal.reply_to(request))
             }
         };
@@ -250,7 +251,7 @@ fn later(code: ErrorCode, message: &str, after: Duration) -> Refusal {
 }
 
 /// Who is at the other end of a link.
-fn subject(agents: &HashMap<AgentId, Agent>, state: Option<&State>) -> Option<String> {
+fn subject(agents: &Map<AgentId, Agent>, state: Option<&State>) -> Option<String> {
     match state? {
         State::Agent(link) => {
             let seen = agents.get(&link.agent)?.seen.as_ref()?;

@@ -14,13 +14,15 @@
 //!    or [`handle_logged`](Core::handle_logged), at any later time.
 //! 3. For each link named by [`Effect::Wake`], ask
 //!    [`transmit`](Core::transmit) for frames whenever the link can take some,
-//!    until it returns none. A [`Frame::Close`] is the last: when it is out,
+//!    until it says that no more wait. A [`Frame::Close`] is the last: when it is
+//!    out,
 //!    say `handle_lost`.
 //!
 //! The same core runs under the shell's sockets and under the simulator.
 
 mod agents;
 mod commands;
+mod counts;
 mod dashboards;
 mod deadlines;
 mod keeping;
@@ -53,6 +55,7 @@ use trunkline_protocol::message::{
 };
 use trunkline_protocol::time::Now;
 
+use self::counts::{BATCH, INVALID, Output};
 use self::deadlines::{Deadlines, Due};
 use self::keeping::Keeping;
 use self::link::{AgentLink, Closing, DashboardLink, Link, Listing, State};
@@ -61,12 +64,17 @@ use self::subjects::Usage;
 use self::tenant::Tenant;
 use self::wires::Wires;
 use crate::hooks::{
-    AuthError, Credentials, Identity, LogSender, Policy, QueueError, Role, StoredCommand,
-    StoredStream,
+    AuthError, Credentials, Hook, Identity, LogSender, Policy, QueueError, Role, StoredCommand,
+    StoredStream, What,
 };
 
+pub use self::counts::{ByWord, Counts, Stats, Traffic};
 pub use self::link::LinkId;
 pub use self::wires::Effect;
+
+/// What is looked up for every message: by a hash that is quick, and of which
+/// nobody outside knows the seed.
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// What a hub core starts with.
 #[derive(Debug, Clone)]
@@ -91,7 +99,7 @@ pub struct Setup {
 #[derive(Debug)]
 pub struct Core {
     wires: Wires,
-    tenants: HashMap<TenantId, Tenant>,
+    tenants: Map<TenantId, Tenant>,
     rng: StdRng,
     revoked: Revoked,
 }
@@ -128,7 +136,7 @@ impl Core {
                 hub: setup.hub,
                 epoch: setup.epoch,
                 draining: false,
-                links: HashMap::new(),
+                links: Map::default(),
                 sources: Sources::default(),
                 deadlines: Deadlines::default(),
                 effects: VecDeque::new(),
@@ -136,8 +144,10 @@ impl Core {
                 log_bytes: 0,
                 keeping: setup.streams.is_some().then(Keeping::default),
                 logging: None,
+                counts: Counts::default(),
+                output: Output::default(),
             },
-            tenants: HashMap::new(),
+            tenants: Map::default(),
             rng: StdRng::from_seed(setup.seed),
             revoked: Revoked::default(),
         };
@@ -195,13 +205,13 @@ impl Core {
     }
 
     /// Appends the next frames for a link: all control that waits, then about
-    /// `bytes` of bulk. Nothing appended means that nothing waits: the link
-    /// is named by [`Effect::Wake`] again when something does. After a
-    /// [`Frame::Close`] nothing follows.
-    pub fn transmit(&mut self, id: LinkId, now: Now, into: &mut Vec<Frame>, bytes: usize) {
+    /// `bytes` of bulk. Returns whether more waits: the link is to ask again when
+    /// it can take more. Otherwise it is named by [`Effect::Wake`] when something
+    /// does. After a [`Frame::Close`] nothing follows.
+    pub fn transmit(&mut self, id: LinkId, now: Now, into: &mut Vec<Frame>, bytes: usize) -> bool {
         self.wires.now = now;
         let before = into.len();
-        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        let Some(link) = self.wires.links.get_mut(&id) else { return false };
         link.drain_into(into);
         let more = match &link.state {
             State::Dashboard(dashboard) => {
@@ -222,7 +232,7 @@ impl Core {
             | State::Closed => false,
         };
         self.tidy();
-        let Some(link) = self.wires.links.get_mut(&id) else { return };
+        let Some(link) = self.wires.links.get_mut(&id) else { return false };
         if into.len() > before {
             link.liveness.handle_said(now.monotonic);
         }
@@ -231,7 +241,8 @@ impl Core {
         if !more {
             link.say_flushed(into);
         }
-        link.awake = into.len() > before;
+        link.awake = more && into.len() > before;
+        link.awake
     }
 
     // ---- links ----------------------------------------------------------
@@ -246,7 +257,7 @@ impl Core {
         let liveness =
             Liveness::new(limits.dashboard_idle, limits.dashboard_timeout, now.monotonic);
         let timeout = limits.greeting_timeout;
-        self.wires.links.insert(id, Link::new(liveness));
+        self.wires.links.insert(id, Link::new(liveness, now.monotonic));
         if full {
             self.wires.close(id, Close::new(CloseCode::TryLater, "too many links"));
         } else if self.wires.draining {
@@ -280,8 +291,22 @@ impl Core {
             && let State::Arriving = link.state
         {
             link.state = State::Greeting { header: token };
+            let address = link.address;
+            self.wires.observe(Some(id), None, What::Connected { address });
         }
         self.tidy();
+    }
+
+    /// Who [arrived](Self::handle_arrived) turns out to be no link: nothing is
+    /// held against it. [`handle_lost`](Self::handle_lost) follows.
+    pub fn handle_withdrawn(&mut self, id: LinkId, now: Now) {
+        self.wires.now = now;
+        if let Some(link) = self.wires.links.get_mut(&id)
+            && let State::Arriving = link.state
+        {
+            link.state = State::Closed;
+            self.wires.deadlines.cancel(&Due::Greeting(id));
+        }
     }
 
     /// A transport is gone, with or without a close from the peer.
@@ -290,6 +315,12 @@ impl Core {
         if self.wires.links.get(&id).is_some_and(|link| link.state.is_stranger()) {
             self.wires.fail(id);
         }
+        let said = self.wires.links.get(&id).and_then(|link| match &link.closing {
+            Some(Closing::Said(close)) => Some(close.clone()),
+            Some(Closing::Now(_) | Closing::Flushed(_)) | None => None,
+        });
+        let close = said.unwrap_or_else(|| Close::new(CloseCode::Lost, "gone"));
+        self.wires.observe_end(id, close, None);
         if let Some(link) = self.wires.links.remove(&id) {
             if let Some(source) = link.source {
                 self.wires.sources.leave(source);
@@ -336,6 +367,7 @@ impl Core {
                     match codec::decode_output(bytes, rules) {
                         Ok((header, data)) => {
                             link.invalid = 0;
+                            self.wires.output.received.add(bytes.len());
                             if self.is_flood(id, true) {
                                 return;
                             }
@@ -372,7 +404,14 @@ impl Core {
         frame: &Frame,
         mut handle: impl FnMut(&mut Self, Envelope<M>),
     ) {
-        for message in codec::decode::<M>(frame, self.wires.rules) {
+        let messages = codec::decode::<M>(frame, self.wires.rules);
+        let kind = match messages.as_slice() {
+            [Ok(envelope)] => envelope.message.kind(),
+            [Err(_)] => INVALID,
+            _ => BATCH,
+        };
+        self.wires.counts.received_bytes(kind, frame.len());
+        for message in messages {
             let Some(link) = self.wires.links.get_mut(&id) else { return };
             if matches!(link.state, State::Closed) {
                 return;
@@ -382,6 +421,8 @@ impl Core {
             if message.is_ok() {
                 link.invalid = 0;
             }
+            let kind = message.as_ref().map_or(INVALID, |envelope| envelope.message.kind());
+            self.wires.counts.received(kind);
             if self.is_flood(id, is_piece) {
                 return;
             }
@@ -441,8 +482,9 @@ impl Core {
             refusal.code = ErrorCode::Forbidden;
             refusal.message = "type: belongs to another role, or to the greeting".into();
         }
-        // `error` has one shape in every direction.
-        self.wires.send(id, HubToDashboard::Error(refusal));
+        let what = What::Refused { message: None, code: refusal.code.clone() };
+        self.wires.observe_peer(id, what);
+        self.wires.refuse(id, refusal);
         if flood {
             let close = Close::new(CloseCode::Violation, "too many messages that are none");
             self.wires.close(id, close);
@@ -458,6 +500,12 @@ impl Core {
             return;
         }
         let mut messages = codec::decode::<Greeting>(frame, self.wires.rules);
+        let kind = match messages.as_slice() {
+            [Ok(greeting)] => greeting.message.kind(),
+            _ => INVALID,
+        };
+        self.wires.counts.received(kind);
+        self.wires.counts.received_bytes(kind, frame.len());
         let greeting = match (messages.len(), messages.pop()) {
             (1, Some(Ok(greeting))) => greeting,
             (_, Some(Err(invalid))) => {
@@ -485,7 +533,7 @@ impl Core {
             let refusal = Refusal::new(ErrorCode::UnsupportedProtocol, message)
                 .field("payload.protocols")
                 .reply_to(greeting.id);
-            self.wires.send(id, HubToDashboard::Error(refusal));
+            self.wires.refuse(id, refusal);
             let close = Close::new(CloseCode::UnsupportedProtocol, "no common protocol version");
             self.wires.close(id, close);
             return;
@@ -513,7 +561,7 @@ impl Core {
             refusal.code = ErrorCode::Forbidden;
             refusal.message = "greet first: agent:connect or dashboard:connect".into();
         }
-        self.wires.send(id, HubToDashboard::Error(refusal));
+        self.wires.refuse(id, refusal);
         self.wires.close(id, Close::new(CloseCode::Violation, "not a greeting"));
     }
 
@@ -533,6 +581,11 @@ impl Core {
             }
             Ok(identity)
         });
+        self.wires.counts.authenticated(&result);
+        if let Err(AuthError::Unavailable(why)) = &result {
+            self.wires.observe_failure(Hook::Authenticator, why.clone());
+        }
+        let Some(link) = self.wires.links.get_mut(&id) else { return };
         if link.refreshing {
             link.refreshing = false;
             self.handle_refreshed(id, result);
@@ -550,7 +603,6 @@ impl Core {
     }
 
     fn turn_away(&mut self, id: LinkId, request: Option<RequestId>, error: &AuthError) {
-        tracing::info!(target: "trunkline::hub", link = id.0, %error, "greeting refused");
         // The same words whatever was wrong: nothing to learn from them.
         let (code, message, close) = match error {
             AuthError::Unauthorized(_) => {
@@ -564,8 +616,8 @@ impl Core {
             }
         };
         let refusal = Refusal::new(code, message).reply_to(request);
-        self.wires.send(id, HubToDashboard::Error(refusal));
-        self.wires.close(id, Close::new(close, message));
+        self.wires.refuse(id, refusal);
+        self.wires.close_because(id, Close::new(close, message), Some(error.to_string()));
     }
 
     fn welcome(&mut self, id: LinkId, greeting: Greeting, identity: Identity) {
@@ -594,7 +646,7 @@ impl Core {
                 };
                 if let Some(code) = code {
                     let refusal = Refusal::new(code, close.reason.clone());
-                    self.wires.send(id, HubToDashboard::Error(refusal));
+                    self.wires.refuse(id, refusal);
                 }
                 self.wires.close(id, close);
             }
@@ -613,18 +665,23 @@ impl Core {
         let tenant = tenants
             .entry(tenant_id.clone())
             .or_insert_with(|| Tenant::new(tenant_id.clone(), wires));
+        let (subject, expires_in) = (identity.subject.clone(), identity.expires_in);
         tenant.handle_agent_here(wires, id, &agent, identity, greeting)?;
         let Some(link) = wires.links.get_mut(&id) else { return Ok(()) };
         let (idle, timeout) = (wires.limits.agent_idle, wires.limits.agent_timeout);
         link.liveness = Liveness::new(idle, timeout, wires.now.monotonic);
         let features = features(&greeting.features);
         let listing = greeting.more.then(Listing::default);
-        link.state =
-            State::Agent(AgentLink { tenant: tenant_id.clone(), agent: agent.clone(), listing });
-        tracing::info!(target: "trunkline::hub", link = id.0, tenant = %tenant_id, %agent, "agent connected");
+        link.state = State::Agent(AgentLink {
+            tenant: tenant_id.clone(),
+            agent: agent.clone(),
+            subject,
+            listing,
+        });
         let heartbeat = heartbeat(idle, timeout);
         let ack = ack(wires, tenant_id, Peer::Agent(agent.clone()), features, heartbeat);
         wires.send(id, HubToAgent::Ack(ack));
+        wires.observe_greeted(id, expires_in);
         if greeting.more {
             let timeout = wires.limits.message_timeout;
             wires.in_time(Due::Greeting(id), timeout);
@@ -649,6 +706,7 @@ impl Core {
         let tenant = tenants
             .entry(tenant_id.clone())
             .or_insert_with(|| Tenant::new(tenant_id.clone(), wires));
+        let expires_in = identity.expires_in;
         let identity = Arc::new(identity);
         let sees_as_before = tenant.handle_dashboard_here(wires, id, &dashboard, &identity)?;
         let Some(link) = wires.links.get_mut(&id) else { return Ok(()) };
@@ -663,13 +721,13 @@ impl Core {
             cursor: tenant.cursor(sees_as_before, greeting.since.roster),
             follows: false,
             subscription: BTreeMap::new(),
-            readers: HashMap::new(),
+            readers: Map::default(),
             turn: VecDeque::new(),
         }));
-        tracing::info!(target: "trunkline::hub", link = id.0, tenant = %tenant_id, %dashboard, "dashboard connected");
         let heartbeat = heartbeat(idle, timeout);
         let ack = ack(wires, tenant_id, Peer::Dashboard(dashboard), features, heartbeat);
         wires.send(id, HubToDashboard::Ack(ack));
+        wires.observe_greeted(id, expires_in);
         Ok(())
     }
 
@@ -705,7 +763,7 @@ impl Core {
                 } else {
                     let why = "agent:commands follow a greeting that had more";
                     let refusal = Refusal::new(ErrorCode::InvalidMessage, why).field("type");
-                    wires.send(id, HubToAgent::Error(refusal.reply_to(envelope.id)));
+                    wires.refuse_message(id, "agent:commands", refusal.reply_to(envelope.id));
                 }
             }
             AgentToHub::Status(report) => tenant.handle_report(wires, agent, report),
@@ -852,21 +910,25 @@ impl Core {
     }
 
     fn handle_refreshed(&mut self, id: LinkId, result: Result<Identity, AuthError>) {
+        let mut why = None;
         let result = match result {
             Ok(identity) => self.renew(id, identity),
             Err(error) => {
-                tracing::info!(target: "trunkline::hub", link = id.0, %error, "refresh refused");
+                why = Some(error.to_string());
                 Err("the token was not accepted")
             }
         };
         match result {
             Ok(expires_in) => {
                 self.set_expiry(id, expires_in);
+                self.wires.observe_peer(id, What::Refreshed { expires_in });
                 let millis = |left: Duration| u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
                 let success = RefreshSuccess { expires_in_ms: expires_in.map(millis) };
                 self.wires.send(id, HubToDashboard::RefreshSuccess(success));
             }
             Err(message) => {
+                let why = why.unwrap_or_else(|| message.to_owned());
+                self.wires.observe_peer(id, What::RefreshRefused { why });
                 let failed = RefreshFailed { message: message.into() };
                 self.wires.send(id, HubToDashboard::RefreshFailed(failed));
             }
@@ -944,7 +1006,9 @@ impl Core {
         for id in &links {
             self.wires.close(*id, Close::new(CloseCode::Unauthorized, "revoked: new token"));
         }
-        tracing::info!(target: "trunkline::hub", %tenant, links = links.len(), "revoked");
+        let (tenant, subject) = (tenant.clone(), subject.to_owned());
+        let what = What::Revoked { tenant, subject, links: links.len() };
+        self.wires.observe(None, None, what);
         self.tidy();
         links.len()
     }

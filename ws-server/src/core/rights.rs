@@ -8,6 +8,7 @@ use trunkline_protocol::message::{
 };
 use trunkline_protocol::roster::{Cursor, REMOVALS_MAX};
 
+use super::Map;
 use super::agents::Agent;
 use super::commands::{Command, no_such_command};
 use super::link::LinkId;
@@ -45,7 +46,7 @@ impl Departed {
 #[derive(Clone, Copy)]
 pub(super) struct Rights<'a> {
     pub(super) policy: &'a dyn Policy,
-    pub(super) agents: &'a HashMap<AgentId, Agent>,
+    pub(super) agents: &'a Map<AgentId, Agent>,
     pub(super) departed: &'a Departed,
 }
 

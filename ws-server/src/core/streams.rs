@@ -1,8 +1,9 @@
 //! Stream logs: filled by one agent, read by any number of cursors, and the
 //! grants that hold an agent to what the hub takes.
 
-use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,14 +18,20 @@ use trunkline_protocol::message::{
 };
 use trunkline_protocol::stream::{Log, Read};
 
+use super::Map;
+use super::agents::Agent;
 use super::commands::Command;
+use super::counts::OUTPUT;
 use super::deadlines::Due;
 use super::keeping::{Copied, Keeping};
 use super::link::{DashboardLink, LinkId, Reader, State, Wait};
 use super::rights::Rights;
 use super::tenant::Tenant;
 use super::wires::Wires;
-use crate::hooks::StreamHead;
+use crate::hooks::{StreamHead, What};
+
+/// The type of the message that names a hole.
+const GAP: &str = "terminal:gap";
 
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -51,6 +58,8 @@ pub(super) struct Stream {
 /// What a reader gets next.
 enum Step {
     Frame(Frame),
+    /// The reader was too slow for these.
+    Slow(Frame, Range<u64>),
     Wait(Wait),
     /// It asked to be disconnected rather than lose a byte.
     Lost,
@@ -70,7 +79,7 @@ impl Stream {
             return Step::Wait(Wait::Window);
         }
         let read = if binary {
-            self.log.read_limited(reader.at, up_to)
+            self.log.read_shared(reader.at, up_to)
         } else {
             self.log.read_text(reader.at, up_to, codec::encode_output_text)
         };
@@ -83,9 +92,12 @@ impl Stream {
                 Step::Lost
             }
             Read::Gap(gap) => {
+                let was_late = std::mem::replace(&mut reader.is_late, false);
                 reader.at = gap.to;
                 reader.shown = reader.shown.max(gap.to);
-                Step::Frame(gap_frame(self.log.stream(), gap.from, gap.to, gap.reason))
+                let is_slow = gap.reason == GapReason::Evicted && !was_late;
+                let frame = gap_frame(self.log.stream(), gap.from, gap.to, gap.reason);
+                if is_slow { Step::Slow(frame, gap.from..gap.to) } else { Step::Frame(frame) }
             }
             Read::End => Step::Wait(Wait::Output),
         }
@@ -106,7 +118,9 @@ impl Stream {
     /// There is more in the log, be it the name of a hole, which is memory,
     /// too.
     fn grown(&mut self, wires: &mut Wires, tenant: &TenantId, of_tenant: &mut usize) {
+        let before = self.log.start();
         self.log.evict_to(wires.limits.log_bytes_per_stream);
+        wires.counts.evicted_bytes += self.log.start() - before;
         self.count(&mut wires.log_bytes, of_tenant);
         wires.keep(tenant, self.log.stream(), &mut self.copying);
     }
@@ -114,6 +128,13 @@ impl Stream {
     pub(super) fn forget_reader(&mut self, link: LinkId) {
         self.waiting.retain(|waiting| *waiting != link);
     }
+}
+
+/// Where a stream ends, as far as its agent has said: how a command ended tells
+/// that of the attempt that counted, and of no other.
+fn told_end(commands: &HashMap<CommandId, Command>, id: StreamId, stream: &Stream) -> Option<u64> {
+    let counted = commands.get(&stream.command).filter(|command| command.stream() == Some(id));
+    counted.and_then(Command::end)
 }
 
 /// Up to where an agent may send that is taken up to `end`. No offset is beyond
@@ -164,6 +185,7 @@ impl Tenant {
         };
         loaded.log.evict_to(wires.limits.log_bytes_per_stream);
         loaded.count(&mut wires.log_bytes, &mut self.log_bytes);
+        self.starting.remove(&command);
         self.streams.insert(stream, loaded);
         self.bound_logs(wires);
         true
@@ -183,6 +205,7 @@ impl Tenant {
         let attempt =
             record.streams.iter().find(|(_, id)| *id == stream).map_or(record.attempt, |(a, _)| *a);
         let agent = record.request.agent.clone();
+        let order = record.is_final().then_some(record.order);
         if let Entry::Vacant(vacant) = self.streams.entry(stream) {
             let allowed = allowance(from, wires.limits.grant_bytes);
             let mut opened = Stream {
@@ -201,6 +224,9 @@ impl Tenant {
             opened.count(&mut wires.log_bytes, &mut self.log_bytes);
             wires.keep(&self.id, stream, &mut opened.copying);
             vacant.insert(opened);
+            self.starting.remove(&command);
+            // Of one that has ended it may give way like any other.
+            self.readable.extend(order.map(|order| (order, command)));
             self.announce(wires, stream, &Target::Command(command));
             self.announce(wires, stream, &Target::Agent(agent.clone()));
         }
@@ -250,7 +276,7 @@ impl Tenant {
                 // Its command is stored as ended here, but its output is gone
                 // (or never was): take it again if the command is listed.
                 let known = self.commands.get_mut(&held.command);
-                let known = known.filter(|command| command.request.agent == *agent);
+                let known = known.filter(|c| c.request.agent == *agent && !c.is_dropped);
                 if known.is_some_and(|command| command.note_stream(held.attempt, listed.stream)) {
                     self.open_stream(wires, held.command, listed.stream, listed.from);
                 } else {
@@ -273,8 +299,11 @@ impl Tenant {
     ) {
         let Some(stream) = self.streams.get_mut(&header.stream).filter(|s| s.agent == *agent)
         else {
+            if self.dropped(header.stream, &Target::Agent(agent.clone())).is_some() {
+                return; // it was on its way
+            }
             let refusal = Refusal::new(ErrorCode::NotFound, "no such stream");
-            wires.send(link, HubToAgent::Error(refusal.field("payload.stream")));
+            wires.refuse_message(link, OUTPUT, refusal.field("payload.stream"));
             return;
         };
         if header.offset.saturating_add(data.len() as u64) > stream.allowed {
@@ -282,7 +311,7 @@ impl Tenant {
             return;
         }
         // An end that was told is the end, whoever returns with more.
-        let end = self.commands.get(&stream.command).and_then(Command::end).unwrap_or(u64::MAX);
+        let end = told_end(&self.commands, header.stream, stream).unwrap_or(u64::MAX);
         let room = usize::try_from(end.saturating_sub(header.offset)).unwrap_or(usize::MAX);
         let data = data.slice(..data.len().min(room));
         if data.is_empty() {
@@ -300,7 +329,7 @@ impl Tenant {
                 let message = format!("offset: must not be beyond {}", jump.expected);
                 let refusal = Refusal::new(ErrorCode::InvalidMessage, message);
                 self.tell(wires, agent, header.stream);
-                wires.send(link, HubToAgent::Error(refusal.field("payload.offset")));
+                wires.refuse_message(link, OUTPUT, refusal.field("payload.offset"));
             }
         }
     }
@@ -315,17 +344,18 @@ impl Tenant {
     ) {
         let Some(stream) = self.streams.get_mut(&gap.stream).filter(|s| s.agent == *agent) else {
             let refusal = Refusal::new(ErrorCode::NotFound, "no such stream");
-            wires.send(link, HubToAgent::Error(refusal.field("payload.stream")));
+            wires.refuse_message(link, GAP, refusal.field("payload.stream"));
             return;
         };
         if gap.from > stream.log.end() {
             let message = format!("from: must not be beyond {}", stream.log.end());
             let refusal = Refusal::new(ErrorCode::InvalidMessage, message);
-            wires.send(link, HubToAgent::Error(refusal.field("payload.from")));
+            wires.refuse_message(link, GAP, refusal.field("payload.from"));
             return;
         }
-        let end = self.commands.get(&stream.command).and_then(Command::end).unwrap_or(u64::MAX);
-        if stream.log.skip(gap.to.min(end), gap.reason).is_some() {
+        let end = told_end(&self.commands, gap.stream, stream).unwrap_or(u64::MAX);
+        if let Some(skipped) = stream.log.skip(gap.to.min(end), gap.reason) {
+            wires.observe_gap(agent, gap.stream, &skipped);
             stream.allowed = stream.allowed.max(gap.to);
             stream.grown(wires, &self.id, &mut self.log_bytes);
             self.wake_readers(wires, gap.stream);
@@ -354,7 +384,8 @@ impl Tenant {
             ended.filter(|(stream, _)| !listed.contains(stream)).collect();
         for (id, end) in lost {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
-            if stream.log.skip(end, GapReason::AgentLoss).is_some() {
+            if let Some(gap) = stream.log.skip(end, GapReason::AgentLoss) {
+                wires.observe_gap(&stream.agent, id, &gap);
                 stream.grown(wires, &self.id, &mut self.log_bytes);
                 self.wake_readers(wires, id);
             }
@@ -495,7 +526,10 @@ impl Tenant {
         stream_id: StreamId,
         subscription: &TerminalSubscription,
     ) {
-        let Some(stream) = self.streams.get(&stream_id) else { return };
+        let Some(stream) = self.streams.get(&stream_id) else {
+            self.tell_dropped(wires, id, stream_id, subscription);
+            return;
+        };
         let Some(dashboard) = wires.dashboard(id) else { return };
         if dashboard.readers.contains_key(&stream_id)
             || !self.rights(wires).sees(&dashboard.identity, &stream.agent)
@@ -521,6 +555,7 @@ impl Tenant {
                 lag: subscription.lag,
                 window: subscription.window_bytes,
                 shown: from,
+                is_late: from < stream.log.start(),
                 wait: Wait::Turn,
             },
         );
@@ -536,9 +571,58 @@ impl Tenant {
         wires.send(id, HubToDashboard::Opened(opened));
     }
 
+    /// The output that a dashboard wants was here, and has had to go: it hears
+    /// so as it would have if it had been reading.
+    fn tell_dropped(
+        &self,
+        wires: &mut Wires,
+        id: LinkId,
+        stream: StreamId,
+        subscription: &TerminalSubscription,
+    ) {
+        let Some(command) = self.dropped(stream, &subscription.target) else { return };
+        let (agent, end) = (command.request.agent.clone(), command.end().unwrap_or(0));
+        let Some(dashboard) = wires.dashboard(id) else { return };
+        if !self.rights(wires).sees(&dashboard.identity, &agent) {
+            return;
+        }
+        let from = match (subscription.positions.get(&stream), subscription.from) {
+            (Some(position), _) => *position,
+            (None, From::Live) => end,
+            (None, From::Start) if subscription.lag == Lag::Disconnect => end,
+            (None, From::Start) => 0,
+        };
+        let opened = TerminalOpened {
+            stream,
+            command: command.request.command,
+            attempt: command.attempt,
+            agent,
+            from,
+            live_from: end,
+        };
+        wires.send(id, HubToDashboard::Opened(opened));
+        if from < end {
+            wires.send_frame(id, GAP, gap_frame(stream, from, end, GapReason::Evicted));
+        }
+    }
+
+    /// The finished command whose output this was, if it was dropped here.
+    pub(super) fn dropped(&self, stream: StreamId, target: &Target) -> Option<&Command> {
+        let is_it = |command: &&Command| {
+            command.is_final() && command.is_dropped && command.stream() == Some(stream)
+        };
+        match target {
+            Target::Command(id) => self.commands.get(id).filter(is_it),
+            Target::Agent(id) => {
+                let finished = self.agents.get(id).into_iter().flat_map(|agent| &agent.finished);
+                finished.filter_map(|id| self.commands.get(id)).find(is_it)
+            }
+        }
+    }
+
     /// A dashboard no longer reads a stream.
     pub(super) fn close_reader(
-        streams: &mut std::collections::HashMap<StreamId, Stream>,
+        streams: &mut Map<StreamId, Stream>,
         dashboard: &mut DashboardLink,
         link: LinkId,
         id: StreamId,
@@ -585,6 +669,7 @@ impl Tenant {
         while left > 0 && self.ledger.has_news(&dashboard.cursor) {
             let Some(frame) = self.ledger.read(&mut dashboard.cursor, sees) else { break };
             left = left.saturating_sub(frame.len());
+            wires.counts.sent("roster", frame.len());
             into.push(frame);
         }
         if !dashboard.follows && !self.ledger.has_news(&dashboard.cursor) {
@@ -592,6 +677,7 @@ impl Tenant {
             self.followers.push(id);
         }
         let mut lost = false;
+        let mut slow = Vec::new();
         while left > 0
             && let Some(stream_id) = dashboard.turn.pop_front()
         {
@@ -604,18 +690,24 @@ impl Tenant {
             let next = loop {
                 match stream.step(reader, binary, behind_max) {
                     Step::Frame(frame) => {
+                        wires.output.sent.add(frame.len());
                         left = left.saturating_sub(frame.len());
                         into.push(frame);
                         if left == 0 || !dashboard.turn.is_empty() {
                             break Some(Wait::Turn);
                         }
                     }
+                    Step::Slow(frame, missed) => {
+                        slow.push((stream_id, missed));
+                        wires.counts.sent(GAP, frame.len());
+                        into.push(frame);
+                    }
                     Step::Wait(wait) => break Some(wait),
                     Step::Lost => break None,
                 }
             };
-            if !binary {
-                // The log keeps the texts it made, within its bound.
+            if stream.log.cost() != stream.counted {
+                // The log keeps frames that it made, within its bound.
                 stream.log.evict_to(stream_bytes_max);
                 stream.count(log_bytes, &mut self.log_bytes);
             }
@@ -632,6 +724,10 @@ impl Tenant {
             }
         }
         let more = !dashboard.turn.is_empty() || self.ledger.has_news(&dashboard.cursor);
+        for (stream, missed) in slow {
+            let what = What::Slow { stream, from: missed.start, to: missed.end };
+            wires.observe_peer(id, what);
+        }
         if lost {
             wires.close(id, Close::new(CloseCode::Lagging, "output was lost to this reader"));
         }
@@ -646,8 +742,15 @@ impl Tenant {
         wires.log_bytes -= stream.counted;
         self.log_bytes -= stream.counted;
         wires.keep_no_more(&self.id, id);
-        let ended = self.commands.get(&stream.command).and_then(Command::end);
-        let end = stream.log.end().max(ended.unwrap_or(0));
+        let told = told_end(&self.commands, id, &stream);
+        let end = stream.log.end().max(told.unwrap_or(0));
+        if stream.log.end() < end
+            && let Some(link) = self.agents.get(&stream.agent).and_then(Agent::link)
+        {
+            // Nothing more is wanted of it.
+            let taken = TerminalTaken { stream: id, stored: end, allowed: end };
+            wires.send(link, HubToAgent::Taken(taken));
+        }
         let links: BTreeSet<LinkId> = self.dashboards.values().filter_map(|d| d.link).collect();
         for link in links {
             let Some(dashboard) = wires.links.get_mut(&link).and_then(|l| l.dashboard()) else {
@@ -656,7 +759,7 @@ impl Tenant {
             let Some(reader) = dashboard.readers.remove(&id) else { continue };
             dashboard.turn.retain(|turn| *turn != id);
             if reader.at < end {
-                wires.send_frame(link, gap_frame(id, reader.at, end, GapReason::Evicted));
+                wires.send_frame(link, GAP, gap_frame(id, reader.at, end, GapReason::Evicted));
             }
         }
     }
@@ -682,7 +785,9 @@ impl Tenant {
     /// Frees memory of one log.
     pub(super) fn evict(&mut self, wires: &mut Wires, id: StreamId, down_to: usize) {
         if let Some(stream) = self.streams.get_mut(&id) {
+            let before = stream.log.start();
             stream.log.evict_to(down_to);
+            wires.counts.evicted_bytes += stream.log.start() - before;
             stream.count(&mut wires.log_bytes, &mut self.log_bytes);
             wires.keep(&self.id, id, &mut stream.copying);
         }
@@ -694,7 +799,9 @@ impl Tenant {
     /// itself stays listed.
     pub(super) fn drop_output(&mut self, wires: &mut Wires, id: CommandId) {
         let Some(command) = self.commands.get_mut(&id) else { return };
+        self.readable.remove(&(command.order, id));
         let streams: Vec<StreamId> = command.streams.iter().map(|(_, stream)| *stream).collect();
+        command.is_dropped |= streams.iter().any(|stream| self.streams.contains_key(stream));
         for stream in streams {
             self.drop_stream(wires, stream);
         }

@@ -17,6 +17,10 @@ use super::deadlines::Due;
 use super::tenant::Tenant;
 use super::wires::Wires;
 
+/// Terminals in a subscription, said or answered, that cost about as much as a
+/// message.
+const TERMINALS_PER_MESSAGE: usize = 8;
+
 /// What one subject, or one agent, has used up.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Usage {
@@ -123,6 +127,23 @@ impl Tenant {
         if self.subjects.get(subject).is_some_and(|known| known.links == 0) {
             self.subjects.remove(subject);
         }
+    }
+
+    /// Counts what a message about a subscription costs beside being one: it
+    /// may name many, and is answered with all that there are then. `Err` is a
+    /// time to wait.
+    pub(super) fn count_terminals(
+        &mut self,
+        wires: &Wires,
+        subject: &str,
+        terminals: usize,
+    ) -> Result<(), Duration> {
+        let Some(subject) = self.subjects.get_mut(subject) else { return Ok(()) };
+        let rate = wires.limits.message_rate;
+        let count = u32::try_from(terminals / TERMINALS_PER_MESSAGE).unwrap_or(u32::MAX);
+        // What costs more than there ever is costs all that there is.
+        let count = count.min(rate.burst);
+        subject.usage.messages.take_many(rate, count, wires.now.monotonic)
     }
 
     /// Counts what a dashboard says. `Err` is a time to wait.

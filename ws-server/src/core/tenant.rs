@@ -1,11 +1,12 @@
 //! Everything of one tenant. Nothing in here can name anything outside.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use trunkline_protocol::ids::{AgentId, CommandId, DashboardId, StreamId, TenantId};
 use trunkline_protocol::message::{RosterPosition, Target};
 use trunkline_protocol::roster::{Cursor, Ledger};
 
+use super::Map;
 use super::agents::Agent;
 use super::commands::Command;
 use super::dashboards::{Dashboard, Left};
@@ -23,13 +24,24 @@ pub(super) struct Tenant {
     /// Dashboards that have read the whole roster and are to be woken by the
     /// next change.
     pub(super) followers: Vec<LinkId>,
-    pub(super) agents: HashMap<AgentId, Agent>,
+    pub(super) agents: Map<AgentId, Agent>,
     pub(super) departed: Departed,
     /// The roster's revision when an agent's labels last changed: whoever has
     /// not read beyond it may have been shown too much or too little since.
     pub(super) relabelled_at: Option<u64>,
     pub(super) commands: HashMap<CommandId, Command>,
-    pub(super) streams: HashMap<StreamId, Stream>,
+    /// Those that wait for their agents, in the order in which they were asked
+    /// for.
+    pub(super) waiting: BTreeSet<(u64, CommandId)>,
+    /// Those that were given to agents and have no stream yet.
+    pub(super) starting: BTreeSet<CommandId>,
+    /// Those that have ended, in the same order.
+    pub(super) finished: BTreeSet<(u64, CommandId)>,
+    /// Those of them whose output is still here.
+    pub(super) readable: BTreeSet<(u64, CommandId)>,
+    /// Memory of all of them.
+    pub(super) command_bytes: usize,
+    pub(super) streams: Map<StreamId, Stream>,
     /// Memory of all of their logs.
     pub(super) log_bytes: usize,
     pub(super) dashboards: HashMap<DashboardId, Dashboard>,
@@ -50,11 +62,16 @@ impl Tenant {
             id,
             ledger: Ledger::new(wires.hub),
             followers: Vec::new(),
-            agents: HashMap::new(),
+            agents: Map::default(),
             departed: Departed::default(),
             relabelled_at: None,
             commands: HashMap::new(),
-            streams: HashMap::new(),
+            waiting: BTreeSet::new(),
+            starting: BTreeSet::new(),
+            finished: BTreeSet::new(),
+            readable: BTreeSet::new(),
+            command_bytes: 0,
+            streams: Map::default(),
             log_bytes: 0,
             dashboards: HashMap::new(),
             left: Left::default(),

@@ -1,7 +1,7 @@
 //! What the parts of the core share: the links, the deadlines, the effects
 //! that wait for the shell, and the time of the present input.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +11,17 @@ use trunkline_protocol::codec::{self, Rules};
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::ids::{CommandId, HubInstance, QueueEpoch, TenantId};
 use trunkline_protocol::limits::Limits;
-use trunkline_protocol::message::{Direction, Envelope};
+use trunkline_protocol::message::{Direction, Envelope, HubToDashboard, Refusal};
 use trunkline_protocol::time::Now;
 
+use super::Map;
+use super::counts::{Counts, Output};
 use super::deadlines::{Deadlines, Due};
 use super::keeping::Keeping;
 use super::link::{Closing, DashboardLink, Link, LinkId, State};
 use super::logs::Logging;
 use super::sources::{Source, Sources};
-use crate::hooks::{Credentials, ForwardedLogs, LogChange, Policy, QueueChange};
+use crate::hooks::{Credentials, Event, ForwardedLogs, LogChange, Policy, QueueChange, What};
 
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +52,8 @@ pub enum Effect {
     /// Ask the log sink, then say [`Core::handle_logged`](super::Core::handle_logged).
     /// Another for that sender comes only after that.
     TakeLogs(Box<ForwardedLogs>),
+    /// Tell whoever observes the hub. Nobody waits for an answer.
+    Observe(Box<Event>),
 }
 
 #[derive(Debug)]
@@ -61,7 +65,7 @@ pub(super) struct Wires {
     pub(super) hub: HubInstance,
     pub(super) epoch: QueueEpoch,
     pub(super) draining: bool,
-    pub(super) links: HashMap<LinkId, Link>,
+    pub(super) links: Map<LinkId, Link>,
     pub(super) sources: Sources,
     pub(super) deadlines: Deadlines,
     pub(super) effects: VecDeque<Effect>,
@@ -74,6 +78,9 @@ pub(super) struct Wires {
     pub(super) keeping: Option<Keeping>,
     /// What is on its way to the log sink, if there is one.
     pub(super) logging: Option<Logging>,
+    /// What has happened since the start.
+    pub(super) counts: Counts,
+    pub(super) output: Output,
 }
 
 impl Wires {
@@ -110,13 +117,14 @@ impl Wires {
 
     /// Puts a control frame at the end of a link's line. A peer that lets too
     /// many of them wait is closed: it does not read.
-    pub(super) fn send_frame(&mut self, id: LinkId, frame: Frame) {
+    pub(super) fn send_frame(&mut self, id: LinkId, kind: &'static str, frame: Frame) {
         let Some(link) = self.links.get_mut(&id) else { return };
         // A link that is still being flushed is answered, and hears of a
         // stream before its output.
         if link.is_closing() {
             return;
         }
+        self.counts.sent(kind, frame.len());
         link.push(frame);
         if link.control_bytes() > self.limits.control_bytes_max {
             self.close(id, Close::new(CloseCode::Lagging, "too many messages wait for this link"));
@@ -126,8 +134,16 @@ impl Wires {
     }
 
     pub(super) fn send<M: Direction>(&mut self, id: LinkId, message: M) {
+        let kind = message.kind();
         let envelope = Envelope { id: None, ts: Some(self.now.wall_ms), message };
-        self.send_frame(id, codec::encode(&envelope));
+        self.send_frame(id, kind, codec::encode(&envelope));
+    }
+
+    /// Says to a peer, of whatever role, that something was refused.
+    pub(super) fn refuse(&mut self, id: LinkId, refusal: Refusal) {
+        self.counts.refused(&refusal.code);
+        // `error` has one shape in every direction.
+        self.send(id, HubToDashboard::Error(refusal));
     }
 
     /// Counts a link where it comes from; closes it if there may be no more.
@@ -136,12 +152,10 @@ impl Wires {
         let Some(link) = self.links.get_mut(&id).filter(|link| link.source.is_none()) else {
             return;
         };
+        link.address = Some(address);
         match self.sources.enter(source, &self.limits, now) {
             Ok(()) => link.source = Some(source),
-            Err(close) => {
-                tracing::info!(target: "trunkline::hub", link = id.0, %address, %close, "turned away");
-                self.close(id, close);
-            }
+            Err(close) => self.close(id, close),
         }
     }
 
@@ -155,11 +169,18 @@ impl Wires {
     /// Ends a link from this side: what it was is over at once, its last
     /// words still go out.
     pub(super) fn close(&mut self, id: LinkId, close: Close) {
+        self.close_because(id, close, None);
+    }
+
+    /// The same, with words on it that the peer does not hear.
+    pub(super) fn close_because(&mut self, id: LinkId, close: Close, why: Option<String>) {
         let Some(link) = self.links.get_mut(&id) else { return };
         if link.is_closing() {
             return;
         }
         let is_at_fault = link.state.is_stranger() && is_fault(close.code);
+        self.observe_end(id, close.clone(), why);
+        let Some(link) = self.links.get_mut(&id) else { return };
         link.closing = Some(Closing::Now(close));
         let state = std::mem::replace(&mut link.state, State::Closed);
         self.closed.push((id, state));
@@ -173,6 +194,21 @@ impl Wires {
         if is_at_fault {
             self.fail(id);
         }
+    }
+
+    /// A link is over, unless that was said already.
+    pub(super) fn observe_end(&mut self, id: LinkId, close: Close, why: Option<String>) {
+        let Some(link) = self.links.get(&id) else { return };
+        let (who, address) = (link.state.who(), link.address);
+        let what = match (&who, &link.state) {
+            (_, State::Closed) => return,
+            (Some(_), _) => {
+                let after = self.now.monotonic.saturating_sub(link.since);
+                What::Closed { close, after }
+            }
+            (None, _) => What::Rejected { address, close, why },
+        };
+        self.observe(Some(id), who, what);
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use trunkline_protocol::ids::{AgentId, DashboardId, TenantId};
 use trunkline_protocol::message::Secret;
+use trunkline_protocol::one_line::OneLine;
 
 use super::{BoxFuture, Grant};
 
@@ -79,13 +80,13 @@ impl Identity {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// They are not valid: the peer needs others.
-    #[error("credentials not accepted: {0}")]
+    #[error("credentials not accepted: {}", OneLine(.0))]
     Unauthorized(String),
     /// They are valid, but not for this role or id.
-    #[error("not allowed: {0}")]
+    #[error("not allowed: {}", OneLine(.0))]
     Forbidden(String),
     /// It could not be found out. The peer tries again.
-    #[error("authenticator unavailable: {0}")]
+    #[error("authenticator unavailable: {}", OneLine(.0))]
     Unavailable(String),
 }
 
@@ -112,6 +113,10 @@ pub trait Authenticator: Send + Sync + 'static {
         "custom"
     }
 }
+
+/// What [`Anyone`] calls itself, by which a hub knows that it asks for no
+/// credentials.
+pub(crate) const ANYONE: &str = "anyone";
 
 /// Lets anyone be anything, all in the tenant `default`. For development: the
 /// hub warns about it in its log when it starts.
@@ -142,7 +147,7 @@ impl Authenticator for Anyone {
     }
 
     fn describe(&self) -> &'static str {
-        "anyone"
+        ANYONE
     }
 }
 

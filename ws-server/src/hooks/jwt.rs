@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation};
 use serde_json::{Map, Value};
 use trunkline_protocol::ids::{AgentId, TenantId};
@@ -31,6 +32,9 @@ pub enum JwtSetupError {
     /// RFC 7518 §3.2: a key for HS256 has at least as many bits as its hash.
     #[error("a secret for HS256 has at least 32 bytes")]
     ShortSecret,
+    /// A key that is told to others, in PEM, was given as a secret.
+    #[error("a key in PEM is no shared secret")]
+    PemSecret,
     /// Keys that somebody on the way could change decide nothing.
     #[error("keys are fetched from https:// URLs, or from this machine over http://")]
     InsecureUrl,
@@ -71,8 +75,8 @@ pub enum JwtSetupError {
 ///
 /// The signature, by a key whose algorithm is the key's own (RFC 8725 §3.1):
 /// what the token says of that must be the same, and decides nothing. `exp`,
-/// which must be there, and `nbf`, with [`leeway`](JwtBuilder::leeway); `iss`
-/// and `aud`, unless you say that any will do; `sub`, which must be there and
+/// which must be there, `nbf` and `iat` (which is not to come), with
+/// [`leeway`](JwtBuilder::leeway); `iss` and `aud`, unless you say that any will do; `sub`, which must be there and
 /// not be empty. A token of more than 8 KiB is not looked at, and one with
 /// `crit` (RFC 7515 §4.1.11) is refused, as no extension is known here.
 ///
@@ -99,12 +103,13 @@ pub enum JwtSetupError {
 ///
 /// A secret; or a JSON Web Key Set (RFC 7517) at a URL or in a file, of which
 /// keys for RS256 (2,048 bits and more), ES256 and `EdDSA` (Ed25519) are used,
-/// 64 at most. A set is read when the first token is shown and again after ten
-/// minutes, in the background; and at once when a token names a key that it
-/// does not have, but not more often than every ten seconds, however many such
-/// tokens come. If it cannot be had, the last one goes on for a day; without
-/// one the answer is [`AuthError::Unavailable`], and peers try again. One
-/// request takes 5 s at most and reads 256 KiB.
+/// 64 at most. A set is read when the first token is shown, and again when it
+/// is ten minutes old, so that a key that was withdrawn is of no use any more;
+/// and at once when a token names a key that it does not have; but not more
+/// often than every ten seconds, however many such tokens come. If it cannot be
+/// had, the last one goes on for a day; for a key that is not in it, or without
+/// one, the answer is [`AuthError::Unavailable`], and peers try again. One
+/// request takes 3 s at most and reads 256 KiB.
 ///
 /// # Supabase
 ///
@@ -163,7 +168,9 @@ impl JwtAuthenticator {
     /// can also make them. At least 32 bytes, and not of a password's kind.
     pub fn secret(secret: impl Into<Vec<u8>>) -> JwtBuilder {
         let secret = secret.into();
-        let source = if secret.len() < 32 {
+        let source = if secret.starts_with(b"-----BEGIN") {
+            Err(JwtSetupError::PemSecret)
+        } else if secret.len() < 32 {
             Err(JwtSetupError::ShortSecret)
         } else {
             Ok(Source::Secret(secret))
@@ -230,8 +237,16 @@ impl JwtAuthenticator {
         // What the token says of its algorithm is compared, never followed.
         let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
         let decoded = jsonwebtoken::decode::<Map<String, Value>>(token, &key.decoding, &validation);
-        // Which check it was, in the library's words; never what stood there.
-        let claims = decoded.map_err(|error| refuse(&format!("{:?}", error.kind())))?.claims;
+        // Which check it was, in the library's words; never what stood there,
+        // which a parser repeats.
+        let why = |error: jsonwebtoken::errors::Error| match error.kind() {
+            ErrorKind::Json(_) => refuse("claims that cannot be read"),
+            kind => refuse(&format!("{kind:?}")),
+        };
+        let claims = decoded.map_err(why)?.claims;
+        // One, not a list of them (RFC 7519 §4.1.1).
+        text(&claims, "iss")?;
+        is_made(&claims, self.validation.leeway)?;
         self.mapping.identity(&claims, role, wall_clock())
     }
 }
@@ -298,6 +313,20 @@ impl Mapping {
 #[expect(clippy::disallowed_methods, reason = "a token's times are told by the wall clock")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+/// A token that says when it was made was made by now, by clocks that are this
+/// many seconds apart: whoever can have them made for later has them for longer
+/// than their issuer meant.
+fn is_made(claims: &Map<String, Value>, leeway: u64) -> Result<(), AuthError> {
+    let Some(iat) = find(claims, "iat") else { return Ok(()) };
+    let refuse = |why: &str| AuthError::Unauthorized(why.into());
+    let iat = iat.as_f64().ok_or_else(|| refuse("iat: must be a number"))?;
+    let now = wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if iat > now.saturating_add(Duration::from_secs(leeway)).as_secs_f64() {
+        return Err(refuse("iat: is yet to come"));
+    }
+    Ok(())
 }
 
 /// The claim of this name, or at the end of this way.
@@ -381,10 +410,11 @@ impl JwtBuilder {
         self
     }
 
-    /// How far clocks may be apart. 30 s unless you say otherwise.
+    /// How far clocks may be apart, an hour at most. 30 s unless you say
+    /// otherwise.
     #[must_use]
     pub fn leeway(mut self, leeway: Duration) -> Self {
-        self.leeway = leeway;
+        self.leeway = leeway.min(Duration::from_secs(3600));
         self
     }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use trunkline_protocol::ids::{AgentId, DashboardId, StreamId, TenantId};
 use trunkline_protocol::message::{LogLevel, LogRecord};
+use trunkline_protocol::one_line::OneLine;
 
 use super::BoxFuture;
 
@@ -61,7 +62,7 @@ impl ForwardedLogs {
 /// Why records were not taken. For the hub's log: the sender hears only that it
 /// is to try again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("log sink: {0}")]
+#[error("log sink: {}", OneLine(.0))]
 pub struct LogSinkError(pub String);
 
 /// Takes the log records that agents and dashboards forward.

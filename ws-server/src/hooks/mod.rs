@@ -5,6 +5,7 @@ mod authenticator;
 #[cfg(feature = "jwt")]
 mod jwt;
 mod log_sink;
+mod observer;
 mod policy;
 mod queue;
 #[cfg(feature = "sqlite")]
@@ -14,12 +15,14 @@ mod stream_log;
 use std::future::Future;
 use std::pin::Pin;
 
+pub(crate) use authenticator::ANYONE;
 pub use authenticator::{
     Anyone, AuthError, Authenticator, Credentials, Identity, Role, TokenTable,
 };
 #[cfg(feature = "jwt")]
 pub use jwt::{JwtAuthenticator, JwtBuilder, JwtSetupError};
 pub use log_sink::{ForwardedLogs, LogSender, LogSink, LogSinkError, TracingLogSink};
+pub use observer::{EVENTS_MAX, Event, Hook, Observer, What, Who};
 pub use policy::{
     AgentRef, Agents, Grant, GrantError, Permission, Policy, RolePolicy, WholeTenant,
 };

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use trunkline_protocol::ids::{CommandId, DashboardId, InstanceId, QueueEpoch, StreamId, TenantId};
 use trunkline_protocol::message::{CommandEnd, CommandRequest, CommandStatus};
+use trunkline_protocol::one_line::OneLine;
 
 use super::BoxFuture;
 
@@ -81,7 +82,7 @@ pub enum QueueChange {
 
 /// Why a change could not be stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("command queue: {0}")]
+#[error("command queue: {}", OneLine(.0))]
 pub struct QueueError(pub String);
 
 /// Keeps accepted commands. What it survives, they survive.

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use trunkline_protocol::ids::{AgentId, CommandId, StreamId, TenantId};
 use trunkline_protocol::message::{Channel, Gap};
+use trunkline_protocol::one_line::OneLine;
 
 use super::BoxFuture;
 
@@ -102,7 +103,7 @@ pub struct StoredStream {
 
 /// Why output could not be kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("stream log: {0}")]
+#[error("stream log: {}", OneLine(.0))]
 pub struct LogError(pub String);
 
 /// Keeps the output that is in the hub's memory for the next hub.

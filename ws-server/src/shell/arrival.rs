@@ -14,9 +14,22 @@ use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::Secret;
 
 use super::link::{LinkTask, Registered, Transport};
+#[cfg(feature = "polling")]
+use super::polling::Polling;
 use super::{Shared, WakeUp};
 use crate::core::LinkId;
-use crate::transport::{self, Door, Greeted, Refused, Request};
+#[cfg(feature = "polling")]
+use crate::transport::PollingLink;
+use crate::transport::{self, Door, Greeted, Heard, Refused};
+
+/// What becomes of a connection.
+enum Shaken {
+    /// A WebSocket.
+    Open,
+    /// Requests in HTTP, of which this was read.
+    #[cfg(feature = "polling")]
+    Plain(Vec<u8>),
+}
 
 /// Somebody has connected: a place among the hub's links, and
 /// `greeting_timeout` from now until a greeting is accepted. Dropping it gives
@@ -86,19 +99,49 @@ impl Arriving {
         LinkTask::new(self.registered, self.wake, transport).run()
     }
 
+    /// The close that the core has for it already, if any.
+    #[cfg(feature = "polling")]
+    pub(super) fn turned_away(&self) -> Option<Close> {
+        let waker = std::task::Waker::noop();
+        match self.poll_turned_away(&Context::from_waker(waker)) {
+            Poll::Ready(close) => {
+                Some(close.unwrap_or_else(|| Close::restart(std::time::Duration::ZERO)))
+            }
+            Poll::Pending => None,
+        }
+    }
+
+    /// The life of the link over requests in HTTP.
+    #[cfg(feature = "polling")]
+    pub(super) fn polled(self, link: PollingLink, token: Option<Secret>) -> LinkTask<PollingLink> {
+        self.open(token, None);
+        LinkTask::new(self.registered, self.wake, link)
+    }
+
+    /// Gives the place back: this connection is none of a link's, and nothing is
+    /// held against it.
+    #[cfg(feature = "polling")]
+    fn withdraw(self) {
+        let id = self.id();
+        self.registered.shared.input(|core, now| core.handle_withdrawn(id, now));
+    }
+
     /// Runs the link on a WebSocket, from its handshake to its end. `socket`
     /// is what bytes come over, once it is there; `is_passed_on` whether it
     /// comes from somebody who is believed about where it came from before.
     pub(crate) async fn serve<S>(
         self,
         socket: impl Future<Output = io::Result<S>>,
-        limits: &Limits,
-        door: &Door,
+        limits: &Arc<Limits>,
+        door: &Arc<Door>,
+        peer: IpAddr,
         is_passed_on: bool,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let id = self.id();
+        #[cfg(not(feature = "polling"))]
+        let _ = peer;
         // Over one that is there already it can be said why there is no link.
         let mut socket = std::pin::pin!(socket);
         let socket = match socket.as_mut().now_or_never() {
@@ -114,11 +157,19 @@ impl Arriving {
             Err(_) => return, // there is nothing to say it over
         };
         match self.shake(&mut socket, door, is_passed_on).await {
-            Ok(Ok(())) => {
+            Ok(Ok(Shaken::Open)) => {
                 let greeted = Greeted::default();
                 let transport = transport::link(socket, limits, Arc::clone(&greeted)).await;
                 let task = LinkTask::new(self.registered, self.wake, transport);
                 task.saying_when_greeted(greeted).run().await;
+            }
+            #[cfg(feature = "polling")]
+            Ok(Ok(Shaken::Plain(begun))) => {
+                let shared = Arc::clone(&self.registered.shared);
+                self.withdraw();
+                let (limits, door) = (Arc::clone(limits), Arc::clone(door));
+                let polling = Polling { shared, limits, door };
+                polling.serve(socket, begun, Some(peer), is_passed_on).await;
             }
             Ok(Err(refused)) => {
                 tracing::debug!(target: "trunkline::hub", link = id.0, why = refused.why, "handshake refused");
@@ -135,7 +186,7 @@ impl Arriving {
         socket: &mut S,
         door: &Door,
         is_passed_on: bool,
-    ) -> io::Result<Result<(), Refused>>
+    ) -> io::Result<Result<Shaken, Refused>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -143,9 +194,11 @@ impl Arriving {
             Some(close) => Ok(Err(Refused::closed(&close))),
             None => Err(io::ErrorKind::ConnectionAborted.into()),
         };
-        let request: Request = match self.unless_turned_away(transport::read(socket, door)).await {
+        let request = match self.unless_turned_away(transport::read(socket, door)).await {
             Ok(read) => match read? {
-                Ok(request) => request,
+                Ok(Heard::Handshake(request)) => request,
+                #[cfg(feature = "polling")]
+                Ok(Heard::Plain(begun)) => return Ok(Ok(Shaken::Plain(begun))),
                 Err(refused) => return Ok(Err(refused)),
             },
             Err(close) => return turned_away(close),
@@ -153,7 +206,7 @@ impl Arriving {
         let address = request.forwarded_for.filter(|_| is_passed_on);
         self.open(request.token.clone(), address);
         match self.unless_turned_away(request.accept(socket)).await {
-            Ok(accepted) => accepted.map(Ok),
+            Ok(accepted) => accepted.map(|()| Ok(Shaken::Open)),
             Err(close) => turned_away(close),
         }
     }

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
+use tracing::Instrument as _;
 use trunkline_protocol::frame::Frame;
 
 use super::Shared;
@@ -115,13 +116,24 @@ impl<T: Transport> LinkTask<T> {
         }
     }
 
+    /// Which link it is.
+    #[cfg(feature = "polling")]
+    pub(super) fn id(&self) -> LinkId {
+        self.id
+    }
+
     /// Says when the peer has greeted.
     pub(super) fn saying_when_greeted(self, greeted: Greeted) -> Self {
         Self { greeted: Some(greeted), ..self }
     }
 
     /// The link's life.
-    pub(super) async fn run(mut self) {
+    pub(super) fn run(self) -> impl Future<Output = ()> {
+        let span = tracing::debug_span!(target: "trunkline::hub", "link", link = self.id.0);
+        self.live().instrument(span)
+    }
+
+    async fn live(mut self) {
         let over = std::future::poll_fn(|cx| self.poll(cx)).await;
         let limit = self.shared.close_timeout;
         // Whether the last words arrive is up to the peer, within that time.
@@ -245,8 +257,7 @@ impl<T: Transport> LinkTask<T> {
             }
             let id = self.id;
             let pulled = &mut self.pulled;
-            self.shared.input(|core, now| core.transmit(id, now, pulled, OUTBOX_BYTES));
-            self.more = !self.pulled.is_empty();
+            self.more = self.shared.input(|core, now| core.transmit(id, now, pulled, OUTBOX_BYTES));
             self.outbox.extend(self.pulled.drain(..));
         }
         if self.unflushed && transport.as_mut().poll_flush(cx)?.is_ready() {

@@ -7,7 +7,12 @@
 mod arrival;
 mod clock;
 mod link;
+#[cfg(feature = "metrics")]
+mod metrics;
+#[cfg(feature = "polling")]
+mod polling;
 mod wake_up;
+mod watch;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -18,15 +23,17 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use trunkline_protocol::ids::{CommandId, TenantId};
+use trunkline_protocol::limits::Limits;
 use trunkline_protocol::time::Now;
 
 pub(crate) use self::arrival::Arriving;
 use self::clock::Clock;
 use self::wake_up::WakeUp;
+use self::watch::Watch;
 use crate::core::{Core, Effect, LinkId};
 use crate::hooks::{
-    AuthError, Authenticator, CommandQueue, Credentials, ForwardedLogs, LogChange, LogError,
-    LogSink, LogSinkError, QueueChange, QueueError, StreamLog,
+    AuthError, Authenticator, CommandQueue, Credentials, ForwardedLogs, Hook, LogChange, LogError,
+    LogSink, LogSinkError, Observer, QueueChange, QueueError, StreamLog,
 };
 
 /// Connections that are told why there is no link, at once.
@@ -39,6 +46,16 @@ mod sync {
     pub(super) use futures_util::task::AtomicWaker;
 }
 
+/// What the embedder has plugged in, but for the policy, which the core asks.
+#[derive(Clone)]
+pub(crate) struct Hooks {
+    pub(crate) authenticator: Arc<dyn Authenticator>,
+    pub(crate) queue: Arc<dyn CommandQueue>,
+    pub(crate) stream_log: Option<Arc<dyn StreamLog>>,
+    pub(crate) log_sink: Option<Arc<dyn LogSink>>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+}
+
 pub(crate) struct Shared {
     inside: Mutex<Inside>,
     clock: Clock,
@@ -46,14 +63,22 @@ pub(crate) struct Shared {
     rearm: Notify,
     /// A link has ended.
     pub(crate) ended: Notify,
-    authenticator: Arc<dyn Authenticator>,
-    queue: Arc<dyn CommandQueue>,
-    stream_log: Option<Arc<dyn StreamLog>>,
-    log_sink: Option<Arc<dyn LogSink>>,
+    /// The hub was dropped.
+    #[cfg(any(feature = "metrics", feature = "polling"))]
+    stopped: Notify,
+    /// Links over plain HTTP.
+    #[cfg(feature = "polling")]
+    polled: polling::Polled,
+    /// Room for the connections that their requests come over.
+    #[cfg(feature = "polling")]
+    connections: Arc<Semaphore>,
+    hooks: Hooks,
     hook_timeout: Duration,
     pub(crate) close_timeout: Duration,
     /// Room for those who are told why there is no link.
     farewells: Semaphore,
+    /// Events on their way to the observer.
+    pub(crate) watch: Watch,
 }
 
 struct Inside {
@@ -78,18 +103,13 @@ enum Ask {
 }
 
 impl Shared {
-    pub(crate) fn new(
-        core: impl FnOnce(Now) -> Core,
-        authenticator: Arc<dyn Authenticator>,
-        queue: Arc<dyn CommandQueue>,
-        stream_log: Option<Arc<dyn StreamLog>>,
-        log_sink: Option<Arc<dyn LogSink>>,
-        hook_timeout: Duration,
-        close_timeout: Duration,
-    ) -> Arc<Self> {
+    pub(crate) fn new(core: impl FnOnce(Now) -> Core, hooks: Hooks, limits: &Limits) -> Arc<Self> {
+        let Limits { hook_timeout, close_timeout, .. } = *limits;
+        #[cfg(feature = "polling")]
+        let connections = limits.links_max.min(Semaphore::MAX_PERMITS);
         let clock = Clock::start();
         let mut core = core(clock.now());
-        if log_sink.is_some() {
+        if hooks.log_sink.is_some() {
             core.take_logs();
         }
         Arc::new(Self {
@@ -104,10 +124,14 @@ impl Shared {
             clock,
             rearm: Notify::new(),
             ended: Notify::new(),
-            authenticator,
-            queue,
-            stream_log,
-            log_sink,
+            #[cfg(any(feature = "metrics", feature = "polling"))]
+            stopped: Notify::new(),
+            #[cfg(feature = "polling")]
+            polled: polling::Polled::default(),
+            #[cfg(feature = "polling")]
+            connections: Arc::new(Semaphore::new(connections)),
+            watch: Watch::new(hooks.observer.clone()),
+            hooks,
             hook_timeout,
             close_timeout,
             farewells: Semaphore::new(FAREWELLS_MAX),
@@ -124,6 +148,7 @@ impl Shared {
     pub(crate) fn input<T>(self: &Arc<Self>, input: impl FnOnce(&mut Core, Now) -> T) -> T {
         let now = self.clock.now();
         let mut asks = Vec::new();
+        let mut events = Vec::new();
         let mut inside = self.lock();
         let result = input(&mut inside.core, now);
         while let Some(effect) = inside.core.poll_effect() {
@@ -142,6 +167,11 @@ impl Shared {
                 Effect::Forget(change) => asks.push(Ask::Forget(change)),
                 Effect::Keep(changes) => asks.push(Ask::Keep(changes)),
                 Effect::TakeLogs(logs) => asks.push(Ask::TakeLogs(logs)),
+                // In the order in which things happened.
+                Effect::Observe(event) => {
+                    self.watch.put(&event);
+                    events.push(event);
+                }
             }
         }
         let deadline = inside.core.deadline();
@@ -156,6 +186,11 @@ impl Shared {
         drop(inside);
         if sooner {
             self.rearm.notify_one();
+        }
+        for event in events {
+            watch::trace(&event);
+            #[cfg(feature = "metrics")]
+            metrics::record(&event);
         }
         for ask in asks {
             self.ask(ask);
@@ -173,10 +208,12 @@ impl Shared {
                     return;
                 }
                 let asking = tokio::spawn(async move {
-                    let answer = shared.authenticator.authenticate(&credentials);
-                    let answer = tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| {
-                        Err(AuthError::Unavailable("the authenticator took too long".into()))
-                    });
+                    let answer = shared.hooks.authenticator.authenticate(&credentials);
+                    let answer = tokio::time::timeout(limit, answer);
+                    let answer =
+                        shared.timed(Hook::Authenticator, answer).await.unwrap_or_else(|_| {
+                            Err(AuthError::Unavailable("the authenticator took too long".into()))
+                        });
                     shared.lock().asking.remove(&link);
                     shared.input(|core, now| core.handle_authenticated(link, answer, now));
                 });
@@ -203,7 +240,8 @@ impl Shared {
             Ask::Forget(change) => {
                 tokio::spawn(async move {
                     if let Err(error) = shared.store(&change, limit).await {
-                        tracing::warn!(target: "trunkline::hub", %error, "queue failed to forget");
+                        let why = error.to_string();
+                        shared.input(|core, now| core.handle_hook_failed(Hook::Queue, why, now));
                     }
                 });
             }
@@ -211,17 +249,18 @@ impl Shared {
     }
 
     async fn keep(&self, changes: &[LogChange], limit: Duration) -> Result<(), LogError> {
-        let Some(log) = &self.stream_log else { return Ok(()) };
+        let Some(log) = &self.hooks.stream_log else { return Ok(()) };
         let slow = |_| Err(LogError("took too long".into()));
-        tokio::time::timeout(limit, log.apply(changes)).await.unwrap_or_else(slow)
+        let kept = tokio::time::timeout(limit, log.apply(changes));
+        self.timed(Hook::StreamLog, kept).await.unwrap_or_else(slow)
     }
 
     async fn take_logs(&self, logs: &ForwardedLogs, limit: Duration) -> Result<(), LogSinkError> {
-        let Some(sink) = &self.log_sink else { return Ok(()) };
+        let Some(sink) = &self.hooks.log_sink else { return Ok(()) };
         // A sink that panics must not leave its sender waiting for ever. What it
         // shares with other calls is its own to keep in order.
         let taken = AssertUnwindSafe(async { sink.take(logs).await }).catch_unwind();
-        match tokio::time::timeout(limit, taken).await {
+        match self.timed(Hook::LogSink, tokio::time::timeout(limit, taken)).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(_)) => Err(LogSinkError("panicked".into())),
             Err(_) => Err(LogSinkError("took too long".into())),
@@ -230,7 +269,47 @@ impl Shared {
 
     async fn store(&self, change: &QueueChange, limit: Duration) -> Result<(), QueueError> {
         let slow = |_| Err(QueueError("took too long".into()));
-        tokio::time::timeout(limit, self.queue.apply(change)).await.unwrap_or_else(slow)
+        let stored = tokio::time::timeout(limit, self.hooks.queue.apply(change));
+        self.timed(Hook::Queue, stored).await.unwrap_or_else(slow)
+    }
+
+    /// Asks a hook, and notes how long that takes.
+    async fn timed<T>(&self, hook: Hook, answer: impl Future<Output = T>) -> T {
+        let asked = self.clock.now().monotonic;
+        let answer = answer.await;
+        let took = self.clock.now().monotonic.saturating_sub(asked);
+        #[cfg(feature = "metrics")]
+        metrics::record_hook(hook, took);
+        tracing::trace!(target: "trunkline::hub", %hook, ?took, "hook answered");
+        answer
+    }
+
+    /// Waits until the hub is dropped.
+    #[cfg(any(feature = "metrics", feature = "polling"))]
+    pub(crate) async fn until_stopped(&self) {
+        let stopped = self.stopped.notified();
+        if !self.lock().stopped {
+            stopped.await;
+        }
+    }
+
+    /// Brings the figures up to date, again and again, until the hub is dropped.
+    #[cfg(feature = "metrics")]
+    pub(crate) async fn run_metrics(self: Arc<Self>) {
+        metrics::describe();
+        let mut stopped = std::pin::pin!(self.until_stopped());
+        loop {
+            self.publish_metrics();
+            tokio::select! {
+                () = self.pause(metrics::EVERY) => {}
+                () = stopped.as_mut() => return,
+            }
+        }
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn publish_metrics(self: &Arc<Self>) {
+        metrics::publish(&self.input(|core, now| core.stats(now)));
     }
 
     /// Makes room for a link; `None` once the hub was dropped.
@@ -282,6 +361,9 @@ impl Shared {
         }
         drop(inside);
         self.rearm.notify_one();
+        self.watch.stop();
+        #[cfg(any(feature = "metrics", feature = "polling"))]
+        self.stopped.notify_waiters();
     }
 
     /// Calls the core when a deadline has come, until the hub is dropped.

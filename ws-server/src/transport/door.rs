@@ -8,6 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
+#[cfg(feature = "polling")]
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::uri::Authority;
 use tokio_tungstenite::tungstenite::http::{HeaderMap, Uri, header};
 use trunkline_protocol::message::Secret;
 
@@ -93,6 +96,9 @@ pub(crate) struct Door {
     pub(crate) proxies: Vec<IpNet>,
     /// A token may stand in the URL.
     pub(crate) query_tokens: bool,
+    /// Whoever connects is let in, so that being able to connect is all that
+    /// a page needs.
+    pub(crate) is_open_to_anyone: bool,
 }
 
 impl Door {
@@ -106,17 +112,29 @@ impl Door {
     /// it must be the host that it connects to, or one that was allowed, or
     /// any page could drive a hub that its visitor can reach. Programs name
     /// none.
-    pub(super) fn lets_in(&self, headers: &HeaderMap) -> bool {
+    ///
+    /// Where no credentials are asked for, that is not enough: a page's own
+    /// name may be made to lead to this machine once the page is there (DNS
+    /// rebinding). What leads here for certain is an address, or `localhost`.
+    pub(crate) fn lets_in(&self, headers: &HeaderMap) -> bool {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = origins.next() else { return true };
         let (Ok(origin), None) = (origin.to_str(), origins.next()) else { return false };
-        is_same_origin(origin, headers)
+        is_same_origin(origin, headers) && (!self.is_open_to_anyone || is_not_by_dns(headers))
             || origin.parse().is_ok_and(|origin| self.origins.contains(&origin))
+    }
+
+    /// Whether pages of this origin were allowed to connect, wherever they are
+    /// from.
+    #[cfg(feature = "polling")]
+    pub(crate) fn allows_by_name(&self, origin: &HeaderValue) -> bool {
+        let origin = origin.to_str().ok().and_then(|origin| origin.parse().ok());
+        origin.is_some_and(|origin| self.origins.contains(&origin))
     }
 
     /// The token that a handshake carries, if any. `Err` when there are
     /// several (RFC 6750 §2), or one that cannot be read.
-    pub(super) fn token(
+    pub(crate) fn token(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
@@ -150,7 +168,7 @@ impl Door {
     /// Where a link that a believed proxy has passed on comes from: the last
     /// address in `X-Forwarded-For` that is not such a proxy itself. What
     /// stands to the left of it anybody may have written.
-    pub(super) fn forwarded_for(&self, headers: &HeaderMap) -> Option<IpAddr> {
+    pub(crate) fn forwarded_for(&self, headers: &HeaderMap) -> Option<IpAddr> {
         let lists: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
         let hops = lists
             .iter()
@@ -169,12 +187,31 @@ impl Door {
     }
 }
 
+/// What was asked for, said once (RFC 9110 §7.2).
+fn host(headers: &HeaderMap) -> Option<&str> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok(),
+        (_, _) => None,
+    }
+}
+
 fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else {
-        return false;
-    };
+    let Some(host) = host(headers) else { return false };
     let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
     authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
+}
+
+/// Whether what was asked for is an address, or a name that leads to one
+/// without being looked up anywhere (RFC 6761 §6.3).
+fn is_not_by_dns(headers: &HeaderMap) -> bool {
+    let Some(host) = host(headers).and_then(|host| host.parse::<Authority>().ok()) else {
+        return false;
+    };
+    let name = host.host();
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    address.parse::<IpAddr>().is_ok() || last.eq_ignore_ascii_case("localhost")
 }
 
 fn bearer(value: &str) -> Option<String> {
@@ -191,6 +228,7 @@ pub(super) fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(not(feature = "polling"))]
     use tokio_tungstenite::tungstenite::http::HeaderValue;
 
     use super::*;
@@ -251,6 +289,36 @@ mod tests {
         assert!(door.lets_in(&headers(&[("host", "hub.example:7070")])), "a program names none");
         let twice = [("host", "h"), ("origin", "https://app.example"), ("origin", "http://h")];
         assert!(!door.lets_in(&headers(&twice)));
+        let two_hosts = [("host", "h"), ("host", "other"), ("origin", "http://h")];
+        assert!(!door.lets_in(&headers(&two_hosts)));
+    }
+
+    /// A name that is its attacker's, and leads here for now.
+    #[test]
+    fn without_credentials_a_page_is_let_in_from_what_no_stranger_can_name() {
+        let origins = vec!["https://app.example".parse().unwrap()];
+        let door = Door { origins, is_open_to_anyone: true, ..Door::default() };
+        for (host, is_let_in) in [
+            ("127.0.0.1:7070", true),
+            ("[::1]:7070", true),
+            ("192.0.2.7", true),
+            ("localhost:7070", true),
+            ("LOCALHOST", true),
+            ("hub.localhost:7070", true),
+            ("evil.example:7070", false),
+            ("127.0.0.1.evil.example", false),
+            ("localhost.evil.example:7070", false),
+            ("localhost.", false),
+            ("evil.example", false),
+            ("", false),
+        ] {
+            let page = format!("http://{host}");
+            let lines = headers(&[("host", host), ("origin", &page)]);
+            assert_eq!(door.lets_in(&lines), is_let_in, "{host}");
+            assert!(door.lets_in(&headers(&[("host", host)])), "a program names no origin");
+            let allowed = headers(&[("host", host), ("origin", "https://app.example")]);
+            assert!(door.lets_in(&allowed), "it was allowed by name");
+        }
     }
 
     #[test]

@@ -77,6 +77,15 @@ impl Refused {
         Self { header, ..Self::new(status, why) }
     }
 
+    /// Its status, and the seconds after which to come again.
+    #[cfg(feature = "polling")]
+    pub(crate) fn in_http(&self) -> (u16, u64) {
+        let status = self.status.split(' ').next().and_then(|code| code.parse().ok());
+        let after = self.header.trim().strip_prefix("Retry-After: ");
+        let after = after.and_then(|seconds| seconds.parse().ok());
+        (status.unwrap_or(503), after.unwrap_or(0))
+    }
+
     /// What the library found.
     fn of(error: &WsError) -> Self {
         match error {
@@ -122,15 +131,49 @@ pub(crate) struct Request {
     pub(crate) forwarded_for: Option<IpAddr>,
 }
 
+/// What has come over a new connection.
+pub(crate) enum Heard {
+    /// An opening handshake.
+    Handshake(Request),
+    /// Another request in HTTP, perhaps with something of its body.
+    #[cfg(feature = "polling")]
+    Plain(Vec<u8>),
+}
+
 /// Reads the request. `Err` is what is wrong with it, in the words of HTTP.
-pub(crate) async fn read<S>(socket: &mut S, door: &Door) -> io::Result<Result<Request, Refused>>
+pub(crate) async fn read<S>(socket: &mut S, door: &Door) -> io::Result<Result<Heard, Refused>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    Ok(match read_head(socket).await? {
-        Ok(head) => judge(&head, door),
-        Err(refused) => Err(refused),
-    })
+    let (read, end) = match read_head(socket).await? {
+        Ok(head) => head,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    #[cfg(feature = "polling")]
+    if is_plain(&read[..end]) {
+        return Ok(Ok(Heard::Plain(read)));
+    }
+    if end < read.len() {
+        let why = "nothing may follow before the handshake is answered";
+        return Ok(Err(Refused::bad(why)));
+    }
+    Ok(judge(&read, door).map(Heard::Handshake))
+}
+
+/// Whether a head is that of a request about a link that polls.
+#[cfg(feature = "polling")]
+fn is_plain(head: &[u8]) -> bool {
+    use trunkline_protocol::polling::LINK_HEADER;
+    let names_a_link = || {
+        let mut lines = head.split(|byte| *byte == b'\n');
+        lines.any(|line| {
+            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            name.eq_ignore_ascii_case(LINK_HEADER.as_bytes())
+        })
+    };
+    head.starts_with(b"POST ")
+        || head.starts_with(b"OPTIONS ")
+        || (head.starts_with(b"GET ") && names_a_link())
 }
 
 impl Request {
@@ -151,8 +194,11 @@ where
     linger(socket).await
 }
 
-/// Reads up to the empty line that ends the head.
-async fn read_head<S: AsyncRead + Unpin>(socket: &mut S) -> io::Result<Result<Vec<u8>, Refused>> {
+/// Reads up to the empty line that ends the head, and perhaps beyond: where it
+/// ends.
+async fn read_head<S: AsyncRead + Unpin>(
+    socket: &mut S,
+) -> io::Result<Result<(Vec<u8>, usize), Refused>> {
     let mut head = Vec::with_capacity(1024);
     loop {
         // Looked for where it can have come to be, so that a head in tiny
@@ -164,12 +210,7 @@ async fn read_head<S: AsyncRead + Unpin>(socket: &mut S) -> io::Result<Result<Ve
         let end = head[seen..].windows(4).position(|four| four == b"\r\n\r\n");
         match end.map(|at| seen + at + 4) {
             Some(end) if end > HEAD_BYTES_MAX => return Ok(Err(TOO_LARGE)),
-            Some(end) if end < head.len() => {
-                return Ok(Err(Refused::bad(
-                    "nothing may follow before the handshake is answered",
-                )));
-            }
-            Some(_) => return Ok(Ok(head)),
+            Some(end) => return Ok(Ok((head, end))),
             None if head.len() > HEAD_BYTES_MAX => return Ok(Err(TOO_LARGE)),
             None => {}
         }

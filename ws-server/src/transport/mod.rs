@@ -4,6 +4,8 @@ mod door;
 mod guard;
 mod handshake;
 mod memory;
+#[cfg(feature = "polling")]
+mod polling;
 mod websocket;
 
 use std::io;
@@ -14,9 +16,11 @@ use trunkline_protocol::frame::Close;
 pub(crate) use self::door::Door;
 pub use self::door::{Origin, OriginError};
 pub(crate) use self::guard::Greeted;
-pub(crate) use self::handshake::{Refused, Request, read, refuse};
+pub(crate) use self::handshake::{Heard, Refused, read, refuse};
 pub use self::memory::MemoryLink;
 pub(crate) use self::memory::pair;
+#[cfg(feature = "polling")]
+pub(crate) use self::polling::{Desk, Missed, PollingLink};
 pub(crate) use self::websocket::link;
 
 /// A peer broke the rules of its transport: not lost, but to be told and

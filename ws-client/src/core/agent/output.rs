@@ -45,7 +45,7 @@ impl AgentCore {
     }
 
     pub(super) fn handle_refusal(&mut self, refusal: &Refusal) {
-        tracing::warn!(target: "trunkline::client", code = %refusal.code, message = %refusal.message, "the hub refused");
+        tracing::warn!(target: "trunkline::client", %refusal, "the hub refused");
         let tails = self.commands.values_mut().filter_map(|held| held.tail.as_mut());
         match (&refusal.code, refusal.field.as_deref()) {
             (_, Some("payload.offset" | "payload.from")) => tails.for_each(Tail::rewind),

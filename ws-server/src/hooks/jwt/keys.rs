@@ -24,8 +24,8 @@ const SET_BYTES_MAX: usize = 256 * 1024;
 /// Keys of a set that are used.
 const KEYS_MAX: usize = 64;
 
-/// How long one request for a set may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one request for a set may take: less than a greeting.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// After this long a set is read again.
 const MAX_AGE: Duration = Duration::from_secs(600);
@@ -115,7 +115,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<Key>, String> {
     let known = set.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok());
     let keys: Vec<Key> = known.filter_map(|jwk: Jwk| Key::of_set(&jwk)).take(KEYS_MAX).collect();
     if keys.is_empty() {
-        return Err("a set without a key for RS256, ES256 or EdDSA".into());
+        // All of them may have been withdrawn.
+        tracing::warn!(target: "trunkline::hub", "the issuer's set has no key for RS256, ES256 or EdDSA");
     }
     Ok(keys)
 }
@@ -161,6 +162,9 @@ pub(super) fn from_url(url: &str) -> Result<Loader, JwtSetupError> {
             ))
             .root_certs(roots.certs.iter().map(root).into());
         config = config.tls_config(tls.build());
+    } else {
+        // A proxy is another machine, and could answer what it likes.
+        config = config.proxy(None);
     }
     let agent = config.build().new_agent();
     let url = url.to_owned();
@@ -205,6 +209,8 @@ struct State {
     asked: Option<Instant>,
     /// Ends when what is asked for is there, or is not to be had.
     asking: Option<watch::Receiver<()>>,
+    /// Whether what was last asked for was not to be had.
+    failed: bool,
 }
 
 impl fmt::Debug for KeySet {
@@ -230,6 +236,10 @@ impl KeySet {
         }
         let state = self.lock();
         match &state.keys {
+            // Only whoever has been asked can say that there is no such key.
+            Some((keys, _)) if state.failed && find(keys, id).is_none() => {
+                Err(AuthError::Unavailable("a new key of the issuer is not to be had".into()))
+            }
             Some((keys, since)) if now() < *since + MAX_STALE => Ok(Arc::clone(keys)),
             _ => Err(AuthError::Unavailable("the issuer's keys are not to be had".into())),
         }
@@ -246,11 +256,13 @@ impl KeySet {
             is_old = now >= *since + MAX_AGE;
         }
         let may_ask = state.asked.is_none_or(|asked| now >= asked + PAUSE);
-        if (!is_known || is_old) && may_ask && state.asking.is_none() {
+        // One that panicked, or went with its runtime, is closed, and still there.
+        let is_asking = state.asking.as_ref().is_some_and(|asking| asking.has_changed().is_ok());
+        if (!is_known || is_old) && may_ask && !is_asking {
             state.asked = Some(now);
             state.asking = Some(self.ask());
         }
-        if is_known { None } else { state.asking.clone() }
+        if is_known && !is_old { None } else { state.asking.clone() }
     }
 
     /// Reads the set, whatever becomes of who asked for it.
@@ -262,6 +274,7 @@ impl KeySet {
             let _done = done;
             let loaded = (set.loader)().and_then(|bytes| parse(&bytes));
             let mut state = set.lock();
+            state.failed = loaded.is_err();
             match loaded {
                 Ok(keys) => {
                     tracing::debug!(target: "trunkline::hub", keys = keys.len(), "key set read");

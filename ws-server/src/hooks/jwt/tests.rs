@@ -240,6 +240,7 @@ async fn what_is_not_right_is_refused() {
         ("nbf as text", ed.sign(&with("nbf", json!("soon")))),
         ("another issuer", ed.sign(&with("iss", json!("https://id.example")))),
         ("no issuer", ed.sign(&without("iss"))),
+        ("issuers in a list", ed.sign(&with("iss", json!(["https://id.example/"])))),
         ("issuer a number", ed.sign(&with("iss", json!(5)))),
         ("another audience", ed.sign(&with("aud", json!(["others", "trunklin"])))),
         ("no audience", ed.sign(&without("aud"))),
@@ -338,6 +339,114 @@ fn keys_that_are_of_no_use_here_are_left_out() {
     });
 }
 
+/// Where a token says that its key is, or what its key is, is not looked at.
+#[tokio::test]
+async fn a_token_brings_no_key_and_names_no_place_for_one() {
+    let (ours, theirs) = (ed25519("ours"), ed25519("ours"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let hook = of_set(set_of(&[&ours]));
+    let jwk: Jwk = serde_json::from_value(theirs.jwk.clone()).unwrap();
+    let mut forged = vec![
+        theirs.sign_as(&good(), |header| header.jku = Some(url.clone())),
+        theirs.sign_as(&good(), |header| header.x5u = Some(url.clone())),
+        theirs.sign_as(&good(), |header| header.jwk = Some(jwk)),
+        theirs.sign_as(&good(), |header| header.x5c = Some(vec!["MIIB".into()])),
+        // The place in the claims: an issuer that is nobody's.
+        theirs.sign(&with("iss", json!(url.clone()))),
+        ours.sign(&with("iss", json!(url.clone()))),
+    ];
+    // Beside a good signature it does no harm.
+    let harmless = ours.sign_as(&good(), |header| header.jku = Some(url.clone()));
+    assert!(hook.authenticate(&dashboard(&harmless)).await.is_ok());
+    for name in ["../../etc/passwd", "ours'; DROP TABLE keys; --", "", "ours\0", "*"] {
+        forged.push(theirs.sign_as(&good(), |header| header.kid = Some(name.into())));
+        forged.push(ours.sign_as(&good(), |header| header.kid = Some(name.into())));
+    }
+    forged.push(ours.sign_as(&good(), |header| header.kid = Some("k".repeat(1_000_000))));
+    for token in &forged {
+        let error = why_not(&hook, &dashboard(token)).await;
+        assert!(error.starts_with("credentials not accepted"), "{error}");
+    }
+    let asked = listener.accept().map(|_| ());
+    assert_eq!(asked.unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody asked there");
+}
+
+/// At the edges of time, with clocks that may not be apart at all.
+#[tokio::test]
+async fn a_second_too_late_is_too_late() {
+    let strict = builder(Ok(Source::Secret(SECRET.into()))).leeway(Duration::ZERO).build().unwrap();
+    let issuer = shared_secret("any", SECRET.as_bytes());
+    for (what, claim, seconds, is_good) in [
+        ("expired a second ago", "exp", -1, false),
+        ("expires in a while", "exp", 5, true),
+        ("begins in a while", "nbf", 5, false),
+        ("began a second ago", "nbf", -1, true),
+        ("made a second ago", "iat", -1, true),
+        ("made in a while", "iat", 5, false),
+    ] {
+        let token = issuer.sign(&with(claim, json!(seconds_from_now(seconds))));
+        let answer = strict.authenticate(&dashboard(&token)).await;
+        assert_eq!(answer.is_ok(), is_good, "{what}: {answer:?}");
+    }
+    // Clocks that may be 30 s apart.
+    let hook = of_secret();
+    for (claim, seconds, is_good) in [
+        ("exp", -28, true),
+        ("exp", -32, false),
+        ("nbf", 28, true),
+        ("nbf", 34, false),
+        ("iat", 28, true),
+        ("iat", 34, false),
+    ] {
+        let token = issuer.sign(&with(claim, json!(seconds_from_now(seconds))));
+        let answer = hook.authenticate(&dashboard(&token)).await;
+        assert_eq!(answer.is_ok(), is_good, "{claim} {seconds}: {answer:?}");
+    }
+    for iat in [json!("now"), json!([1]), json!({}), json!(true)] {
+        let error = why_not(&hook, &dashboard(&issuer.sign(&with("iat", iat)))).await;
+        assert!(error.starts_with("credentials not accepted"), "{error}");
+    }
+    // However far it is, it is a time; and what is none is refused.
+    for exp in ["253402300800", "18446744073709551615", "18446744073709551616", "1e300"] {
+        let token = raw(
+            &issuer,
+            &good()
+                .to_string()
+                .replace(&format!("\"exp\":{}", good()["exp"]), &format!("\"exp\":{exp}")),
+        );
+        let answer = hook.authenticate(&dashboard(&token)).await;
+        if let Ok(identity) = answer {
+            assert!(identity.expires_in.unwrap() > Duration::from_secs(1 << 30), "{exp}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_claims_are_too_long_before_they_are_many() {
+    let (hook, issuer) = (of_secret(), shared_secret("any", SECRET.as_bytes()));
+    let many = claims(|claims| {
+        claims.extend((0..10_000).map(|n| (format!("c{n}"), json!(n))));
+    });
+    let error = why_not(&hook, &dashboard(&issuer.sign(&many))).await;
+    assert!(error.contains("too long"), "{error}");
+    // The longest that there may be, and the next one.
+    let (mut longest, mut shortest) = (0, usize::MAX);
+    for padding in 5800..5950 {
+        let token = issuer.sign(&with("padding", json!("x".repeat(padding))));
+        match hook.authenticate(&dashboard(&token)).await {
+            Ok(_) => longest = longest.max(token.len()),
+            Err(_) => shortest = shortest.min(token.len()),
+        }
+    }
+    assert!(longest <= TOKEN_BYTES_MAX && shortest > TOKEN_BYTES_MAX, "{longest} {shortest}");
+    assert!(
+        TOKEN_BYTES_MAX - longest < 4 && shortest - TOKEN_BYTES_MAX < 4,
+        "{longest} {shortest}"
+    );
+}
+
 /// A set that answers what is next in line, and counts.
 fn scripted(
     answers: impl IntoIterator<Item = Result<Vec<u8>, String>>,
@@ -378,6 +487,23 @@ async fn keys_rotate_and_strangers_names_cost_one_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_was_withdrawn_is_of_no_use_once_the_set_is_old() {
+    let (old, new) = (ed25519("old"), ed25519("new"));
+    let none = serde_json::to_vec(&json!({"keys": []})).unwrap();
+    let (hook, _) = scripted([Ok(set_of(&[&old, &new])), Ok(set_of(&[&new])), Ok(none)]);
+    let shows = |issuer: &Issuer| dashboard(&issuer.sign(&good()));
+    assert!(hook.authenticate(&shows(&old)).await.is_ok());
+    tokio::time::advance(Duration::from_secs(601)).await;
+    let error = why_not(&hook, &shows(&old)).await;
+    assert!(error.starts_with("credentials not accepted"), "{error}");
+    assert!(hook.authenticate(&shows(&new)).await.is_ok());
+    // Nor is any if all were.
+    tokio::time::advance(Duration::from_secs(601)).await;
+    let error = why_not(&hook, &shows(&new)).await;
+    assert!(error.starts_with("credentials not accepted"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_good_keys_go_on_for_a_day() {
     let issuer = ed25519("a");
     let down = || Err("no route to host".to_owned());
@@ -414,6 +540,46 @@ async fn who_gives_up_waiting_takes_nothing_from_the_others() {
     }
     assert!(hook.authenticate(&token).await.is_ok());
     assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reading_that_panicked_is_not_the_last() {
+    let issuer = ed25519("a");
+    let (set, first) = (set_of(&[&issuer]), AtomicUsize::new(0));
+    let loader: keys::Loader = Box::new(move || {
+        assert!(first.fetch_add(1, Ordering::SeqCst) > 0, "a panic on purpose");
+        Ok(set.clone())
+    });
+    let hook = builder(Ok(Source::Set(loader))).build().unwrap();
+    let token = dashboard(&issuer.sign(&good()));
+    assert!(hook.authenticate(&token).await.is_err());
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert!(hook.authenticate(&token).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_key_of_an_issuer_that_is_down_may_come_again() {
+    let (old, new) = (ed25519("old"), ed25519("new"));
+    let (before, after) = (set_of(&[&old]), set_of(&[&old, &new]));
+    let (hook, _) = scripted([Ok(before), Err("down".to_owned()), Ok(after)]);
+    let shows = |issuer: &Issuer| dashboard(&issuer.sign(&good()));
+    assert!(hook.authenticate(&shows(&old)).await.is_ok());
+    tokio::time::advance(Duration::from_secs(11)).await;
+    for _ in 0..2 {
+        let error = hook.authenticate(&shows(&new)).await.unwrap_err();
+        assert!(matches!(error, AuthError::Unavailable(_)), "{error}");
+        assert!(hook.authenticate(&shows(&old)).await.is_ok(), "that one is still known");
+    }
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert!(hook.authenticate(&shows(&new)).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_stands_in_a_token_is_not_in_the_reason() {
+    let issuer = ed25519("a");
+    let hook = of_set(set_of(&[&issuer]));
+    let error = why_not(&hook, &dashboard(&raw(&issuer, "\"a private word\""))).await;
+    assert!(!error.contains("private"), "{error}");
 }
 
 /// Serves HTTP answers, one to a connection; returns its URL.
@@ -474,6 +640,8 @@ fn what_matters_must_be_said() {
     let secret = || JwtAuthenticator::secret(SECRET);
     let tenant = "acme".parse::<TenantId>().unwrap();
     assert_eq!(JwtAuthenticator::secret("short").build().unwrap_err(), JwtSetupError::ShortSecret);
+    let pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----";
+    assert_eq!(JwtAuthenticator::secret(pem).build().unwrap_err(), JwtSetupError::PemSecret);
     assert_eq!(secret().build().unwrap_err(), JwtSetupError::NoIssuer);
     assert_eq!(secret().any_issuer().build().unwrap_err(), JwtSetupError::NoAudience);
     let nearly = secret().any_issuer().any_audience();
