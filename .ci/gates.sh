@@ -87,6 +87,20 @@ gate_mutants() {
         superseded-link-still-counts
 }
 
+# Valgrind says how many they are; without it the bench says so by itself.
+gate_instructions() {
+    local log status=0
+    log=$(mktemp)
+    run cargo bench -q -p trunkline-benches --bench instructions -- --check 2>&1 | tee "$log" ||
+        status=$?
+    if grep -q '^SKIPPED: ' "$log"; then
+        status=75
+        sed -n 's/^SKIPPED: //p' "$log" >>"${GATE_NOTE:-/dev/null}"
+    fi
+    rm -f "$log"
+    return "$status"
+}
+
 gate_demo() {
     run cargo build --example demo
     run cargo run --example demo -- --plain

@@ -4,15 +4,9 @@
 //! `docs/benchmarks.md` says what is measured and how to read the table.
 
 #[cfg(target_os = "linux")]
-mod load;
-#[cfg(target_os = "linux")]
-mod measure;
-#[cfg(target_os = "linux")]
 mod rounds;
 #[cfg(target_os = "linux")]
 mod servers;
-#[cfg(target_os = "linux")]
-mod wire;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {

@@ -5,16 +5,16 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use trunkline_benches::load::{Kind, Load, Pace};
+use trunkline_benches::measure::{cpu_time, median, peak_resident};
+use trunkline_benches::process::{Server, machine, raise_file_limit};
+use trunkline_benches::wire::{Chunks, Result};
 
-use crate::load::{Load, Pace};
-use crate::measure::{cpu_time, median, peak_resident};
-use crate::servers::{self, Kind, Server};
-use crate::wire::{Chunks, Result};
+use crate::servers;
 
 const USAGE: &str = "\
 cargo bench -p trunkline-benches --bench fanout -- [OPTIONS]
@@ -199,7 +199,7 @@ fn measure_all(options: &Options) -> Result<bool> {
             }
         }
     }
-    println!("{}", machine(options));
+    println!("{}", conditions(options));
     print!("{}", table(options, &cells, &contenders, &figures));
     eprint!("{failures}");
     Ok(failures.is_empty())
@@ -208,7 +208,7 @@ fn measure_all(options: &Options) -> Result<bool> {
 fn measure(options: &Options, cell: Cell, contender: &Contender) -> Result<Figures> {
     let Contender { kind, program, .. } = contender;
     let Cell { dashboards, chunks, per_second } = cell;
-    let server = Server::start(program, *kind, dashboards, chunks, options.workers)?;
+    let server = servers::start(program, *kind, dashboards, chunks, options.workers)?;
     let mut load = Load::connect(server.address, *kind, dashboards, chunks)?;
     let pace = Pace { per_second, ahead: options.ahead };
     load.run(pace, options.time / 4)?;
@@ -244,24 +244,10 @@ fn settle(server: &Server) -> Result<Duration> {
     }
 }
 
-/// A thousand dashboards take as many sockets on either side.
-fn raise_file_limit() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // If it stays too low, connecting says so.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-}
-
-fn machine(options: &Options) -> String {
-    let cores = thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let kernel = kernel.split(['-', '\n']).next().unwrap_or_default().to_owned();
-    let rustc = Command::new("rustc").arg("--version").output().ok();
-    let rustc =
-        rustc.map_or("unknown".into(), |out| String::from_utf8_lossy(&out.stdout).into_owned());
-    let rustc = rustc.split_whitespace().nth(1).unwrap_or("unknown").to_owned();
+fn conditions(options: &Options) -> String {
     format!(
-        "{cores} cores, Linux {kernel}, Rust {rustc}; {} rounds of {:.2} s, medians; \
-         hub with {} workers; at most {} chunks under way.\n",
+        "{}; {} rounds of {:.2} s, medians; hub with {} workers; at most {} chunks under way.\n",
+        machine(),
         options.rounds,
         options.time.as_secs_f64(),
         options.workers,

@@ -1,97 +1,51 @@
 //! The servers, each in a process of its own: the hub, and two loops that do
 //! nothing but pass the agent's frames on.
 
-use std::io::{BufRead as _, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use trunkline_benches::load::Kind;
+use trunkline_benches::process::{self, Server};
+use trunkline_benches::wire::{self, Chunks, Result};
 use trunkline_server::Hub;
 use trunkline_server::protocol::limits::Limits;
-
-use crate::wire::{self, Chunks, Result};
 
 /// Frames that the gathering loop takes at a time, at most.
 pub(crate) const GATHERED_FRAMES: usize = 64;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// The hub.
-    Hub,
-    /// One `write` per frame and socket.
-    Each,
-    /// One `write` per socket for all frames that are there.
-    Gathered,
-}
+const KINDS: [Kind; 3] = [Kind::Hub, Kind::Each, Kind::Gathered];
 
-impl Kind {
-    const ALL: [Self; 3] = [Self::Hub, Self::Each, Self::Gathered];
-
-    fn role(self) -> &'static str {
-        match self {
-            Self::Hub => "hub",
-            Self::Each => "each",
-            Self::Gathered => "gathered",
-        }
+fn role(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Hub => "hub",
+        Kind::Each => "each",
+        Kind::Gathered => "gathered",
     }
 }
 
-/// A server's process. It ends with this value, and by itself when the
-/// process that started it is gone.
-#[derive(Debug)]
-pub(crate) struct Server {
-    child: Child,
-    pub(crate) address: SocketAddr,
+/// Starts `program` (a build of this benchmark) as a server.
+pub(crate) fn start(
+    program: &Path,
+    kind: Kind,
+    dashboards: usize,
+    chunks: Chunks,
+    workers: usize,
+) -> Result<Server> {
+    let numbers = [dashboards, chunks.bytes, workers].map(|number| number.to_string());
+    let mut args = vec!["--serve", role(kind)];
+    args.extend(numbers.iter().map(String::as_str));
+    Server::start(program, &args)
 }
 
-impl Server {
-    /// Starts `program` (a build of this benchmark) as a server.
-    pub(crate) fn start(
-        program: &Path,
-        kind: Kind,
-        dashboards: usize,
-        chunks: Chunks,
-        workers: usize,
-    ) -> Result<Self> {
-        let mut child = Command::new(program)
-            .args(["--serve", kind.role()])
-            .args([dashboards, chunks.bytes, workers].map(|number| number.to_string()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdout = child.stdout.take();
-        let mut server = Self { child, address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) };
-        let mut line = String::new();
-        BufReader::new(stdout.ok_or("no stdout")?).read_line(&mut line)?;
-        server.address.set_port(line.trim().parse()?);
-        Ok(server)
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The child's side of [`Server::start`]: serves until killed.
+/// The child's side of [`start`]: serves until killed.
 pub(crate) fn serve(mut args: impl Iterator<Item = String>) -> Result<()> {
     let role = args.next().ok_or("which server?")?;
-    let kind = Kind::ALL.into_iter().find(|kind| kind.role() == role).ok_or("no such server")?;
+    let kind = KINDS.into_iter().find(|kind| self::role(*kind) == role).ok_or("no such server")?;
     let mut number = || -> Result<usize> { Ok(args.next().ok_or("a number is missing")?.parse()?) };
     let (dashboards, bytes, workers) = (number()?, number()?, number()?);
-    std::thread::spawn(|| {
-        // The other end of the pipe goes with the parent.
-        let _ = std::io::stdin().read(&mut [0]);
-        std::process::exit(0);
-    });
+    process::end_with_parent();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     println!("{}", listener.local_addr()?.port());
     match kind {

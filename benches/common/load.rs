@@ -20,8 +20,18 @@ use rustix::event::epoll;
 use rustix::net::RecvFlags;
 
 use crate::measure::Histogram;
-use crate::servers::Kind;
 use crate::wire::{Chunks, Incoming, Piece, Result, client_text, handshake};
+
+/// What serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The hub.
+    Hub,
+    /// One `write` per frame and socket.
+    Each,
+    /// One `write` per socket for all frames that are there.
+    Gathered,
+}
 
 /// How long anything may take that is not measured.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,42 +44,47 @@ const BURST: u64 = 64;
 
 /// How fast the agent writes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// Chunks per second, each with a `write` of its own; `None`: as fast as
     /// the slowest dashboard reads.
-    pub(crate) per_second: Option<u32>,
+    pub per_second: Option<u32>,
     /// Chunks under way, at most.
-    pub(crate) ahead: u64,
+    pub ahead: u64,
 }
 
 /// What came of a phase.
 #[derive(Debug, Default)]
-pub(crate) struct Phase {
-    pub(crate) chunks: u64,
+pub struct Phase {
+    /// Chunks that the agent wrote.
+    pub chunks: u64,
     /// Until the last dashboard had the last byte.
-    pub(crate) took: Duration,
-    pub(crate) seen: Seen,
+    pub took: Duration,
+    /// What the dashboards saw of them.
+    pub seen: Seen,
 }
 
 /// What all dashboards together saw.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// Frames that carried output.
-    pub(crate) frames: u64,
+    pub frames: u64,
     /// Of every chunk at every dashboard, from before the agent's `write` to
     /// after the `read` with the chunk's last byte.
-    pub(crate) latencies: Histogram,
+    pub latencies: Histogram,
 }
 
-/// One side of a connection, greeted.
-struct Peer {
+/// One side of a connection, greeted. Whoever it is hears of no error: the
+/// first one fails the measurement.
+#[derive(Debug)]
+pub struct Peer {
     socket: TcpStream,
     incoming: Incoming,
     heard: VecDeque<String>,
 }
 
 impl Peer {
-    fn connect(address: SocketAddr, greeting: &str) -> Result<Self> {
+    /// Connects, greets, and is let in.
+    pub fn connect(address: SocketAddr, greeting: &str) -> Result<Self> {
         let mut socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -80,12 +95,13 @@ impl Peer {
         Ok(peer)
     }
 
-    fn say(&mut self, json: &str) -> Result<()> {
+    /// Sends a message.
+    pub fn say(&mut self, json: &str) -> Result<()> {
         Ok(self.socket.write_all(&client_text(json)?)?)
     }
 
-    /// Waits for a message of a type.
-    fn hear(&mut self, kind: &str) -> Result<()> {
+    /// Waits for a message of a type; others are passed over.
+    pub fn hear(&mut self, kind: &str) -> Result<()> {
         let mark = format!("\"type\":\"{kind}\"");
         loop {
             while let Some(text) = self.heard.pop_front() {
@@ -190,7 +206,7 @@ impl Progress {
 }
 
 /// An agent and its dashboards, connected.
-pub(crate) struct Load {
+pub struct Load {
     agent: Peer,
     progress: Arc<Progress>,
     reading: Option<JoinHandle<()>>,
@@ -214,7 +230,7 @@ impl Drop for Load {
 
 impl Load {
     /// Connects everyone, and starts the command whose output is watched.
-    pub(crate) fn connect(
+    pub fn connect(
         address: SocketAddr,
         kind: Kind,
         dashboards: usize,
@@ -319,7 +335,7 @@ impl Load {
     }
 
     /// Writes for `time` at a pace, and waits until everybody has everything.
-    pub(crate) fn run(&mut self, pace: Pace, time: Duration) -> Result<Phase> {
+    pub fn run(&mut self, pace: Pace, time: Duration) -> Result<Phase> {
         *self.progress.seen() = Seen::default();
         let first = self.written;
         let begin = Instant::now();

@@ -18,7 +18,7 @@ const STEPS: u64 = 16;
 
 /// Durations, counted by bucket.
 #[derive(Debug, Clone)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     counts: Vec<u64>,
     total: u64,
 }
@@ -30,7 +30,8 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    pub(crate) fn add(&mut self, nanos: u64) {
+    /// Counts one.
+    pub fn add(&mut self, nanos: u64) {
         let nanos = nanos.max(STEPS);
         let shift = nanos.ilog2() - STEPS.ilog2();
         let step = (nanos >> shift) - STEPS;
@@ -39,7 +40,7 @@ impl Histogram {
     }
 
     /// The duration that `share` of all stay below.
-    pub(crate) fn quantile(&self, share: f64) -> Duration {
+    pub fn quantile(&self, share: f64) -> Duration {
         let rank = (self.total as f64 * share) as u64;
         let mut seen = 0;
         for (bucket, count) in (0_u64..).zip(&self.counts) {
@@ -54,7 +55,8 @@ impl Histogram {
     }
 }
 
-pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
+/// The figure in the middle.
+pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     match figures.len() {
         0 => f64::NAN,
@@ -65,7 +67,7 @@ pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
 
 /// User and system time of all threads of a process, to the nanosecond, as of
 /// when each last went to sleep.
-pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
+pub fn cpu_time(pid: u32) -> Result<Duration> {
     let mut nanos = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let accounts = fs::read_to_string(task?.path().join("schedstat"))?;
@@ -76,7 +78,7 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
 }
 
 /// The most memory that a process has had resident, in bytes.
-pub(crate) fn peak_resident(pid: u32) -> Result<u64> {
+pub fn peak_resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.split_ascii_whitespace().next()).ok_or("no VmHWM")?;

@@ -4,7 +4,8 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+/// Whatever goes wrong ends the measurement, and is printed.
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Header of a binary `terminal:output`.
 const OUTPUT_HEADER_BYTES: usize = 28;
@@ -14,23 +15,24 @@ const OUTPUT_HEADER_BYTES: usize = 28;
 const AGENT_FRAME_HEADER_BYTES: usize = 8;
 
 /// The stream that the agent writes.
-pub(crate) const STREAM: u128 = 0x0191_d4a8_5a3c_7f00_8000_0000_0000_0001;
+pub const STREAM: u128 = 0x0191_d4a8_5a3c_7f00_8000_0000_0000_0001;
 
 /// One chunk on the wire: `bytes` of terminal, the first eight of which are
 /// the chunk's number, so that a reader can tell them from any others.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Chunks {
-    pub(crate) bytes: usize,
+pub struct Chunks {
+    /// Of terminal, its number included.
+    pub bytes: usize,
 }
 
 impl Chunks {
     /// What the agent writes for one chunk.
-    pub(crate) fn agent_frame_bytes(self) -> usize {
+    pub fn agent_frame_bytes(self) -> usize {
         AGENT_FRAME_HEADER_BYTES + OUTPUT_HEADER_BYTES + self.bytes
     }
 
     /// Appends the agent's frame for chunk `number`.
-    pub(crate) fn append_agent_frame(self, number: u64, to: &mut Vec<u8>) {
+    pub fn append_agent_frame(self, number: u64, to: &mut Vec<u8>) {
         let offset = number * self.bytes as u64;
         let [high, low] = self.frame_len();
         to.extend_from_slice(&[0x82, 0xFE, high, low, 0, 0, 0, 0]);
@@ -42,7 +44,7 @@ impl Chunks {
     }
 
     /// Appends the server's frame for the agent's.
-    pub(crate) fn append_server_frame(self, agent_frame: &[u8], to: &mut Vec<u8>) {
+    pub fn append_server_frame(self, agent_frame: &[u8], to: &mut Vec<u8>) {
         let [high, low] = self.frame_len();
         to.extend_from_slice(&[0x82, 126, high, low]);
         to.extend_from_slice(&agent_frame[AGENT_FRAME_HEADER_BYTES..]);
@@ -56,10 +58,17 @@ impl Chunks {
 
 /// What a server sends.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Piece<'a> {
+pub enum Piece<'a> {
     /// Terminal bytes of the agent's stream, the first of which stands at
     /// `offset`. `begins` says whether a frame begins with them.
-    Output { offset: u64, bytes: &'a [u8], begins: bool },
+    Output {
+        /// Of the first byte in the stream.
+        offset: u64,
+        /// What has arrived of the frame.
+        bytes: &'a [u8],
+        /// Whether a frame begins here.
+        begins: bool,
+    },
     /// A message.
     Text(&'a str),
 }
@@ -67,7 +76,7 @@ pub(crate) enum Piece<'a> {
 /// Reads a server's frames from whatever pieces they arrive in, without
 /// copying terminal bytes.
 #[derive(Debug, Default)]
-pub(crate) struct Incoming {
+pub struct Incoming {
     state: State,
     /// The beginning of a header that has not arrived whole, or a text.
     partial: Vec<u8>,
@@ -88,7 +97,8 @@ enum State {
 }
 
 impl Incoming {
-    pub(crate) fn feed(
+    /// Takes bytes as they arrive, and gives what they hold.
+    pub fn feed(
         &mut self,
         mut bytes: &[u8],
         mut take: impl FnMut(Piece<'_>) -> Result<()>,
@@ -173,7 +183,7 @@ fn header(bytes: &[u8]) -> Result<Option<(State, usize)>> {
 }
 
 /// A client's text frame.
-pub(crate) fn client_text(json: &str) -> Result<Vec<u8>> {
+pub fn client_text(json: &str) -> Result<Vec<u8>> {
     let mut frame = vec![0x81];
     if let Ok(len @ 0..126) = u8::try_from(json.len()) {
         frame.push(0x80 | len);
@@ -187,7 +197,7 @@ pub(crate) fn client_text(json: &str) -> Result<Vec<u8>> {
 }
 
 /// Reads one frame of [`client_text`] and drops it.
-pub(crate) fn skip_client_text(from: &mut impl Read) -> io::Result<()> {
+pub fn skip_client_text(from: &mut impl Read) -> io::Result<()> {
     let mut head = [0; 2];
     from.read_exact(&mut head)?;
     let len = match head[1] & 0x7F {
@@ -201,25 +211,27 @@ pub(crate) fn skip_client_text(from: &mut impl Read) -> io::Result<()> {
 }
 
 /// A server's text frame of fewer than 126 bytes.
-pub(crate) fn server_text(json: &str) -> Result<Vec<u8>> {
+pub fn server_text(json: &str) -> Result<Vec<u8>> {
     let len = u8::try_from(json.len())?;
     assert!(len < 126, "a longer text has another header");
     Ok([&[0x81, len], json.as_bytes()].concat())
 }
 
+/// Asks for a WebSocket.
+pub const HANDSHAKE: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+      Sec-WebSocket-Protocol: trunkline.v1\r\n\r\n";
+
 /// Asks for a WebSocket and waits until it is granted.
-pub(crate) fn handshake(socket: &mut TcpStream) -> Result<()> {
-    socket.write_all(
-        b"GET / HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-          Sec-WebSocket-Protocol: trunkline.v1\r\n\r\n",
-    )?;
+pub fn handshake(socket: &mut TcpStream) -> Result<()> {
+    socket.write_all(HANDSHAKE)?;
     let head = read_http_head(socket)?;
     if head.starts_with("HTTP/1.1 101 ") { Ok(()) } else { Err(head.into()) }
 }
 
 /// Grants a WebSocket to whoever asks.
-pub(crate) fn grant_handshake(socket: &mut TcpStream) -> Result<()> {
+pub fn grant_handshake(socket: &mut TcpStream) -> Result<()> {
     read_http_head(socket)?;
     socket.write_all(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
