@@ -15,7 +15,7 @@ use trunkline_protocol::close::CloseCode;
 use trunkline_protocol::codec::{self, Rules};
 use trunkline_protocol::frame::{Close, Frame};
 use trunkline_protocol::ids::{
-    CommandId, HubInstance, InstanceId, QueueEpoch, RequestId, TenantId,
+    CommandId, HubInstance, InstanceId, QueueEpoch, RequestId, StreamId, TenantId,
 };
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{
@@ -110,6 +110,10 @@ pub struct World {
     pub observed: Observed,
     queue: Queue,
     stream_log: Option<MemoryStreamLog>,
+    /// What hubs have dropped from it.
+    pub dropped: BTreeSet<StreamId>,
+    /// Attempts for which a hub had to have room: it leased a command for them.
+    pub leases: usize,
     awake: BTreeSet<LinkId>,
     /// The simulated processes.
     pub agents: Vec<AgentNode>,
@@ -212,6 +216,16 @@ macro_rules! driven {
 driven!(AgentCore, |core, _now| core.deadline());
 driven!(DashboardCore, |core, now| core.deadline(now));
 
+/// The stream log does this.
+fn keep(log: &MemoryStreamLog, changes: &[LogChange], dropped: &mut BTreeSet<StreamId>) {
+    for change in changes {
+        log.store(change);
+        if let LogChange::Dropped { stream, .. } = change {
+            dropped.insert(*stream);
+        }
+    }
+}
+
 impl World {
     /// A hub with default limits, and nobody else yet.
     pub fn new(seed: u64) -> Self {
@@ -232,6 +246,8 @@ impl World {
             observed: Observed::default(),
             queue,
             stream_log: None,
+            dropped: BTreeSet::new(),
+            leases: 0,
             awake: BTreeSet::new(),
             agents: Vec::new(),
             dashboards: Vec::new(),
@@ -364,9 +380,7 @@ impl World {
                     Event::Store(_, _, change) | Event::Forget(change) => self.queue.store(change),
                     Event::Keep(changes) => {
                         let log = self.stream_log.as_ref().expect("the hub was told of one");
-                        for change in changes {
-                            log.store(change);
-                        }
+                        keep(log, changes, &mut self.dropped);
                     }
                     Event::Dialed(_) | Event::Authenticated(..) | Event::Notice(..) => {}
                 }
@@ -836,7 +850,7 @@ impl World {
                 // One that fails may have done a part.
                 let done = if keeps { changes.len() } else { changes.len() / 2 };
                 let log = self.stream_log.as_ref().expect("the hub was told of one");
-                changes.iter().take(done).for_each(|change| log.store(change));
+                keep(log, &changes[..done], &mut self.dropped);
                 let result = if tells { Ok(()) } else { Err(LogError("out of order".into())) };
                 if let Some(hub) = &mut self.hub {
                     hub.handle_kept(&result, now);
@@ -1076,6 +1090,7 @@ impl World {
                 self.accepted.insert(command, self.now);
             }
             QueueChange::Leased { attempt, .. } => {
+                self.leases += 1;
                 if self.agents.iter().any(|node| node.listed.contains(&(command, *attempt))) {
                     return;
                 }
