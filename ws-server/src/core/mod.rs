@@ -375,7 +375,6 @@ impl Core {
                             if let Some(tenant) = tenants.get_mut(&tenant) {
                                 tenant.handle_output(wires, id, &agent, &header, &data);
                             }
-                            self.bound_logs();
                         }
                         Err(error) => {
                             self.invalid(id, frame, &Invalid { id: None, error });
@@ -687,7 +686,6 @@ impl Core {
             wires.in_time(Due::Greeting(id), timeout);
         }
         tenant.handle_listed(wires, id, &agent, greeting.commands.clone(), greeting.more);
-        self.bound_logs();
         Ok(())
     }
 
@@ -759,7 +757,6 @@ impl Core {
             AgentToHub::Commands(held) => {
                 if wires.links.get(&id).is_some_and(Link::is_listing) {
                     tenant.handle_listed(wires, id, agent, held.commands, held.more);
-                    self.bound_logs();
                 } else {
                     let why = "agent:commands follow a greeting that had more";
                     let refusal = Refusal::new(ErrorCode::InvalidMessage, why).field("type");
@@ -778,11 +775,9 @@ impl Core {
                     channel: output.channel,
                 };
                 tenant.handle_output(wires, id, agent, &header, &output.data);
-                self.bound_logs();
             }
             AgentToHub::Gap(gap) => {
                 tenant.handle_gap(wires, id, agent, gap);
-                self.bound_logs();
             }
             AgentToHub::InputTaken(taken) => tenant.handle_input_taken(wires, agent, taken),
             AgentToHub::Log(batch) => {
@@ -1170,7 +1165,8 @@ impl Core {
         Close::restart(Duration::from_millis(self.rng.next_u64() % millis))
     }
 
-    /// Lets go of what the links were that have just been closed.
+    /// Lets go of what the links were that have just been closed, and of what
+    /// logs have too much.
     fn tidy(&mut self) {
         while let Some((id, state)) = self.wires.closed.pop() {
             let Self { wires, tenants, .. } = self;
@@ -1191,6 +1187,7 @@ impl Core {
                 | State::Closed => {}
             }
         }
+        self.bound_logs();
         self.keep();
     }
 

@@ -390,6 +390,7 @@ impl Tenant {
                 self.wake_readers(wires, id);
             }
         }
+        self.bound_logs(wires);
     }
 
     fn wake_readers(&mut self, wires: &mut Wires, id: StreamId) {
@@ -724,6 +725,8 @@ impl Tenant {
             }
         }
         let more = !dashboard.turn.is_empty() || self.ledger.has_news(&dashboard.cursor);
+        // The frames that logs keep for other readers are memory like the rest.
+        self.bound_logs(wires);
         for (stream, missed) in slow {
             let what = What::Slow { stream, from: missed.start, to: missed.end };
             wires.observe_peer(id, what);
