@@ -4,6 +4,7 @@
 //! cargo run --example agent -- --hub ws://127.0.0.1:7070 --name build-1
 //! cargo run --example agent -- --hub ws://127.0.0.1:7070 --name build-1 --slots 4
 //! cargo run --example agent --features tls -- --hub wss://hub.example --name build-1
+//! cargo run --example agent --features logs -- --name build-1 --forward-logs
 //! ```
 //!
 //! Whoever may give commands to the hub may do here what you may do: run it as
@@ -35,6 +36,8 @@ use trunkline_examples::{connection_in_words, printable, short, without_secrets}
 
 /// Where a token may also come from.
 const TOKEN: &str = "TRUNKLINE_TOKEN";
+/// What of its log goes to standard error, unless `RUST_LOG` says otherwise.
+const LOG: &str = "trunkline=warn";
 
 /// Runs commands, and streams what they show.
 #[derive(Debug, Parser)]
@@ -66,12 +69,24 @@ struct Args {
     /// Writes nothing down
     #[arg(long)]
     no_journal: bool,
+    /// Forwards what it logs to the hub: which command begins, and how it ends
+    #[cfg(feature = "logs")]
+    #[arg(long)]
+    forward_logs: bool,
 }
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args = Args::parse();
-    trunkline_examples::log_to_stderr("trunkline=warn");
+    #[cfg(feature = "logs")]
+    let logs = if args.forward_logs {
+        Some(trunkline_examples::log_to_stderr_and_hub(LOG))
+    } else {
+        trunkline_examples::log_to_stderr(LOG);
+        None
+    };
+    #[cfg(not(feature = "logs"))]
+    trunkline_examples::log_to_stderr(LOG);
     // Asked for first: an agent that ignores ^C, as one started with `&` from
     // a script does, would pass that on to its programs.
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -85,6 +100,10 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut agent = Agent::over(hub, &args.name)?.slots(args.slots);
     if let Some(token) = args.token.or_else(|| std::env::var(TOKEN).ok()) {
         agent = agent.token(token);
+    }
+    #[cfg(feature = "logs")]
+    if let Some(logs) = logs {
+        agent = agent.logs(logs);
     }
     if !args.no_journal {
         let file = args.journal.map_or_else(|| default_journal(&args.hub, &args.name), Ok)?;
@@ -129,8 +148,10 @@ fn default_journal(hub: &str, name: &str) -> Result<PathBuf, Box<dyn Error>> {
 
 /// Runs a program, and says so.
 async fn run(programs: Programs, execution: Execution) -> Outcome {
-    let id = short(execution.command());
+    let command = execution.command();
+    let id = short(command);
     println!("agent: {id} runs: {}", execution.spec().run.title());
+    tracing::info!(%command, "a command begins");
     let outcome = programs.run(execution).await;
     let how = match &outcome {
         Outcome::Exited(code) => format!("exited with {code}"),
@@ -139,6 +160,7 @@ async fn run(programs: Programs, execution: Execution) -> Outcome {
         Outcome::Failed(why) => format!("could not be run: {}", printable(why)),
     };
     println!("agent: {id} {how}");
+    tracing::info!(%command, "a command {how}");
     outcome
 }
 

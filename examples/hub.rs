@@ -28,17 +28,20 @@
 //! ^C, or `SIGTERM`, ends it in order: every peer is told to be back soon.
 //! `kill -9` does not, and nothing that agents still hold is lost by it: start
 //! it again and see. What it has to say goes to standard error; `RUST_LOG`
-//! asks for more or less (`RUST_LOG=trunkline=debug`).
+//! asks for more or less (`RUST_LOG=trunkline=debug`). Among it are the log
+//! records that agents forward (`agent --forward-logs`), under the target
+//! `trunkline::forwarded`.
 
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use trunkline_server::{Hub, IpNet, TokenTable};
+use trunkline_server::{Hub, IpNet, TokenTable, TracingLogSink};
 
 /// In how long a time peers are told to be back, each at a moment of its own.
 const SPREAD: Duration = Duration::from_secs(2);
@@ -99,7 +102,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         (Some(cert), Some(key)) => Some(trunkline_examples::tls::acceptor(cert, key)?),
         (None, _) | (_, None) => None,
     };
-    let mut hub = Hub::builder();
+    // What agents forward is in this log, too, each record as one line.
+    let mut hub = Hub::builder().logs(Arc::new(TracingLogSink));
     for network in &args.trust_proxy {
         hub = hub.trust_proxies(*network);
     }
@@ -109,12 +113,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "sqlite")]
     if let Some(file) = &args.queue {
         let queue = trunkline_server::hooks::SqliteQueue::open(file)?;
-        hub = hub.queue(std::sync::Arc::new(queue));
+        hub = hub.queue(Arc::new(queue));
     }
     #[cfg(feature = "sqlite")]
     if let Some(file) = &args.output {
         let output = trunkline_server::hooks::SqliteStreamLog::open(file)?;
-        hub = hub.stream_log(std::sync::Arc::new(output));
+        hub = hub.stream_log(Arc::new(output));
     }
     let hub = hub.start().await?;
     let listener = TcpListener::bind(&args.listen)

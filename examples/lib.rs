@@ -10,6 +10,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
+use tracing::Subscriber;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{EnvFilter, Layer};
 use trunkline_client::protocol::frame::Close;
 use trunkline_client::protocol::ids::CommandId;
 use trunkline_client::protocol::message::{CommandState, CommandStatus};
@@ -30,13 +34,27 @@ pub async fn pause(time: Duration) {
 /// Sends the libraries' log to standard error: what `RUST_LOG` asks for
 /// (`RUST_LOG=trunkline=debug`), otherwise `default`.
 pub fn log_to_stderr(default: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    tracing_subscriber::registry().with(to_stderr(default)).init();
+}
+
+/// The same, and what is to be forwarded to the hub: records of at least `INFO`,
+/// those of `trunkline` itself left out.
+#[cfg(feature = "logs")]
+pub fn log_to_stderr_and_hub(default: &str) -> trunkline_client::logs::Logs {
+    let (layer, logs) = trunkline_client::logs::forward(trunkline_client::logs::Options::default());
+    tracing_subscriber::registry().with(to_stderr(default)).with(layer).init();
+    logs
+}
+
+fn to_stderr<S>(default: &str) -> impl Layer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+        .with_filter(filter)
 }
 
 /// The way to the hub at `url`, whose certificate is to be signed by one of
