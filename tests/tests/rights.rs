@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
 use trunkline_client::ConnectionState;
 use trunkline_client::core::dashboard::{Audit, Reading, RequestError};
 use trunkline_protocol::close::CloseCode;
@@ -15,7 +16,7 @@ use trunkline_protocol::message::{
     Presence, Target, TerminalInput, TerminalResize, TerminalSize,
 };
 use trunkline_server::Identity;
-use trunkline_server::hooks::RolePolicy;
+use trunkline_server::hooks::{Permission, RolePolicy};
 use trunkline_tests::{Memory, Peer, World};
 
 const S: Duration = Duration::from_secs(1);
@@ -616,4 +617,127 @@ fn a_tenant_that_runs_much_has_only_so_many_streams() {
     assert_eq!(world.stats().unwrap().streams, 4);
     let (other, _) = world.request(0, "quiet", "write:10 exit:0");
     world.run_until(20 * S, |w| w.status(0, other) == Some(CommandStatus::Completed));
+}
+
+/// Agents, and what labels each has.
+const FLEET: [(&str, &[&str]); 3] = [("a", &["ci", "arm"]), ("b", &["ci"]), ("c", &[])];
+
+/// A grant as it is written: any permission, on all, on one, by a label, on nobody.
+fn grant() -> impl Strategy<Value = (Permission, &'static str)> {
+    let agents = ["*", "a", "b", "c", "label=ci", "label=arm", "label=c", "nobody"];
+    (prop::sample::select(&Permission::ALL[..]), prop::sample::select(agents.to_vec()))
+}
+
+/// What grants mean, said a second time.
+fn may(grants: &[(Permission, &str)], permission: Permission, agent: usize) -> bool {
+    let (name, labels) = FLEET[agent];
+    let has = |wanted| {
+        grants.iter().any(|(permission, whom)| {
+            let is_meant = *whom == "*"
+                || *whom == name
+                || whom.strip_prefix("label=").is_some_and(|label| labels.contains(&label));
+            *permission == wanted && is_meant
+        })
+    };
+    has(Permission::Observe) && has(permission)
+}
+
+fn fleet(grants: &[(Permission, &str)], of_role: usize) -> World {
+    let mut world = World::new(7);
+    let written = |(permission, agents): &(Permission, &str)| format!("{permission}:{agents}");
+    let (role, own) = grants.split_at(of_role.min(grants.len()));
+    let role: Vec<String> = role.iter().map(written).collect();
+    let everything = ["observe:*", "command:*", "input:*", "administer:*"];
+    let policy = RolePolicy::new()
+        .role("some", role.iter().map(String::as_str))
+        .and_then(|policy| policy.role("all", everything))
+        .unwrap();
+    world.set_policy(policy);
+    for (number, (name, labels)) in FLEET.into_iter().enumerate() {
+        world.agent(name);
+        world.identities.insert(Peer::Agent(number), agent_identity(name, labels));
+    }
+    let grants = own.iter().map(|grant| written(grant).parse().unwrap()).collect();
+    for who in [Identity { grants, ..identity("some", &["some"]) }, identity("all", &["all"])] {
+        let number = world.dashboard();
+        world.identities.insert(Peer::Dashboard(number), who);
+    }
+    world.run_for(3 * S);
+    world
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever somebody is granted, by a role or by name: that is what it sees
+    /// and may do, to each agent and on every path, and what is refused has not
+    /// been done.
+    #[test]
+    fn grants_mean_what_they_say(
+        grants in prop::collection::vec(grant(), 0..8),
+        of_role in 0_usize..8,
+    ) {
+        let may = |permission, agent| may(&grants, permission, agent);
+        let mut world = fleet(&grants, of_role);
+        let (some, all) = (0, 1);
+        let running: Vec<CommandId> = FLEET
+            .iter()
+            .map(|(name, _)| world.request(all, name, "write:10 sleep:100000 exit:0").0)
+            .collect();
+        world.run_until(10 * S, |w| {
+            running.iter().all(|id| w.status(all, *id) == Some(CommandStatus::Running))
+        });
+        world.run_for(S);
+        let terminals: Vec<_> = FLEET
+            .iter()
+            .map(|(name, _)| {
+                world.read(some, Target::Agent(name.parse().unwrap()), Reading::default())
+            })
+            .collect();
+        world.run_for(S);
+
+        let (forbidden, not_found) = (Some(ErrorCode::Forbidden), Some(ErrorCode::NotFound));
+        for (agent, (name, _)) in FLEET.into_iter().enumerate() {
+            let command = running[agent];
+            let sees = may(Permission::Observe, agent);
+            prop_assert_eq!(world.presence(some, name).is_some(), sees, "{} is listed", name);
+            prop_assert_eq!(world.status(some, command).is_some(), sees, "{}: its command", name);
+            let bytes = world.dashboards[some].of(command).map_or(0, |seen| seen.bytes);
+            prop_assert_eq!(bytes, if sees { 10 } else { 0 }, "{}: its output", name);
+            let refused = world.dashboards[some].refused.get(&terminals[agent]);
+            prop_assert_eq!(refused.is_none(), sees, "{}: its terminals", name);
+
+            let answer = |is_allowed| if is_allowed { None } else { forbidden.clone() };
+            let about_command =
+                |permission| if sees { answer(may(permission, agent)) } else { not_found.clone() };
+            let [resize, _, interrupt] = about(command);
+            let request = world.ask(some, resize);
+            prop_assert_eq!(
+                refusal(&mut world, some, &request), about_command(Permission::Input),
+                "{}: resize", name
+            );
+            let (_, request) = world.request(some, name, "exit:0");
+            prop_assert_eq!(
+                refusal(&mut world, some, &request), answer(may(Permission::Command, agent)),
+                "{}: request", name
+            );
+            prop_assert_eq!(world.status(all, command), Some(CommandStatus::Running));
+
+            let agents = Some(vec![name.parse().unwrap()]);
+            let request = world.ask(some, DashboardToHub::EmergencyStop(EmergencyStop { agents }));
+            let stops = may(Permission::Administer, agent);
+            prop_assert_eq!(refusal(&mut world, some, &request), answer(stops), "{}: stop", name);
+            world.run_for(5 * S);
+            let is_over = |world: &World| world.status(all, command) != Some(CommandStatus::Running);
+            prop_assert_eq!(is_over(&world), stops, "{}: it is stopped", name);
+            if !stops {
+                let request = world.ask(some, interrupt);
+                let expected = about_command(Permission::Command);
+                let interrupts = expected.is_none();
+                prop_assert_eq!(refusal(&mut world, some, &request), expected, "{}: interrupt", name);
+                world.run_for(5 * S);
+                prop_assert_eq!(is_over(&world), interrupts, "{}: it is interrupted", name);
+            }
+        }
+    }
 }
