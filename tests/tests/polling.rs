@@ -18,7 +18,10 @@ use trunkline_protocol::limits::Limits;
 use trunkline_server::Hub;
 use trunkline_tests::process::now;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+#[path = "by_hand/http.rs"]
+mod http;
+
+use http::{PATIENCE, ask};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -178,31 +181,6 @@ async fn a_large_output_comes_whole_while_its_links_go_to_and_fro() {
     assert!(turns >= 4, "{turns} turns");
     agent.stop().await;
     hub.drain(MS).await;
-}
-
-/// Says a request and hears the answer's status, its headers and its body.
-async fn ask(address: &str, request: &str) -> (u16, String) {
-    let mut socket = TcpStream::connect(address).await.unwrap();
-    socket.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    let end = async {
-        while !complete(&answer) {
-            if socket.read_buf(&mut answer).await.unwrap_or(0) == 0 {
-                return;
-            }
-        }
-    };
-    timeout(PATIENCE, end).await.unwrap();
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    (status.unwrap_or_else(|| panic!("{request:?}: {answer:?}")), answer)
-}
-
-fn complete(answer: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(answer).to_ascii_lowercase();
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    body.len() >= length.and_then(|length| length.trim().parse().ok()).unwrap_or(0)
 }
 
 async fn open(address: &str) -> String {

@@ -47,6 +47,7 @@
 //! |---|---|
 //! | `programs` (default) | `Programs`: real programs, in a pseudo-terminal or with pipes. Unix only |
 //! | `tls` | `wss://` URLs: see [`WebSocket`] |
+//! | `polling` | links over plain HTTP where no WebSocket gets through: see `Reaching` |
 //! | `logs` | both forward what this process logs |
 //! | `testing` | agents that follow scripts, viewers, and what a journal must keep |
 

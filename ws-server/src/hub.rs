@@ -20,6 +20,8 @@ use crate::hooks::{
     ANYONE, Anyone, Authenticator, CommandQueue, LogError, LogSink, MemoryQueue, Observer, Policy,
     QueueError, StreamLog, WholeTenant,
 };
+#[cfg(feature = "polling")]
+use crate::shell::Polling;
 use crate::shell::{Arriving, Hooks, Shared};
 use crate::transport::{self, Door, MemoryLink, Origin};
 
@@ -366,6 +368,105 @@ impl Hub {
         let arriving = Arriving::new(&self.shared, address)?;
         let (limits, door) = (Arc::clone(&self.limits), Arc::clone(&self.door));
         Some(Arrival { arriving, limits, door, peer, is_passed_on })
+    }
+
+    /// Answers a request that your own HTTP server has read, over a connection
+    /// from `peer`: a WebSocket's handshake, or one of a link that polls. Feature
+    /// `polling`. With axum, [`router`](Self::router) does it for you.
+    ///
+    /// What it is asked for is not looked at: give it whatever path you like, and
+    /// all methods. `peer` is who has connected to you, as for
+    /// [`arrive`](Self::arrive): limits go by it, and it says whether
+    /// `X-Forwarded-For` is believed.
+    ///
+    /// A WebSocket takes the connection over, by the
+    /// [`OnUpgrade`](hyper::upgrade::OnUpgrade) that `hyper` puts into the
+    /// extensions of a request in HTTP/1.1. Serve connections `with_upgrades`, or it
+    /// is taken over by nobody. A request without one, such as one in HTTP/2, is
+    /// refused (400): its client polls.
+    ///
+    /// What comes before the request is your server's business: how many
+    /// connections it takes, how long a head may be and how slow. `TCP_NODELAY`
+    /// on its sockets spares a link up to 40 ms for a small message.
+    ///
+    /// Cancel safe: what was taken from the peer is taken, and what was not given
+    /// to it is given again.
+    ///
+    /// ```no_run
+    /// use http_body_util::Full;
+    /// use hyper::service::service_fn;
+    /// use hyper_util::rt::TokioIo;
+    ///
+    /// # async fn example(hub: trunkline_server::Hub) -> Result<(), Box<dyn std::error::Error>> {
+    /// let listener = tokio::net::TcpListener::bind("[::]:7070").await?;
+    /// loop {
+    ///     let (socket, peer) = listener.accept().await?;
+    ///     socket.set_nodelay(true)?;
+    ///     let hub = hub.clone();
+    ///     let service = service_fn(move |request| {
+    ///         let hub = hub.clone();
+    ///         async move {
+    ///             let answer = hub.answer(request, peer.ip()).await;
+    ///             Ok::<_, std::convert::Infallible>(answer.map(Full::new))
+    ///         }
+    ///     });
+    ///     let server = hyper::server::conn::http1::Builder::new();
+    ///     let connection = server.serve_connection(TokioIo::new(socket), service);
+    ///     tokio::spawn(connection.with_upgrades());
+    /// }
+    /// # }
+    /// ```
+    #[cfg(feature = "polling")]
+    pub async fn answer<B>(
+        &self,
+        request: hyper::Request<B>,
+        peer: IpAddr,
+    ) -> hyper::Response<bytes::Bytes>
+    where
+        B: hyper::body::Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let shared = Arc::clone(&self.shared);
+        let (limits, door) = (Arc::clone(&self.limits), Arc::clone(&self.door));
+        Polling { shared, limits, door }.answer(request, peer).await
+    }
+
+    /// The hub as a part of an axum application, whose listener, TLS and
+    /// middleware it then shares: `nest` it where links are to come. Feature
+    /// `axum`.
+    ///
+    /// It wants to know who connects: serve the application
+    /// [with connect info](axum::Router::into_make_service_with_connect_info) of a
+    /// [`SocketAddr`](std::net::SocketAddr), or it answers with 500 and says so.
+    /// See [`answer`](Self::answer) for what else is your server's business.
+    ///
+    /// Middleware that compresses bodies or gives a request a time to be answered
+    /// in is better not put around it: a WebSocket does not notice, links
+    /// that poll wait for up to `poll_hold`.
+    ///
+    /// ```no_run
+    /// use std::net::SocketAddr;
+    ///
+    /// use axum::serve::ListenerExt as _;
+    /// use axum::{Router, routing::get};
+    ///
+    /// # async fn serve(hub: trunkline_server::Hub) -> std::io::Result<()> {
+    /// let app = Router::new()
+    ///     .route("/", get(|| async { "an application, with a hub at /hub" }))
+    ///     .nest("/hub", hub.router())
+    ///     .into_make_service_with_connect_info::<SocketAddr>();
+    /// let listener = tokio::net::TcpListener::bind("[::]:7070").await?.tap_io(|socket| {
+    ///     let _ = socket.set_nodelay(true);
+    /// });
+    /// axum::serve(listener, app).await
+    /// # }
+    /// ```
+    #[cfg(feature = "axum")]
+    pub fn router<S>(&self) -> axum::Router<S>
+    where
+        S: Clone + Send + Sync + 'static,
+    {
+        crate::shell::router(self.clone())
     }
 
     /// Attaches a transport of your own: a stream and a sink of whole frames.

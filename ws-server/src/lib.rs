@@ -19,6 +19,11 @@
 //! [`HubBuilder::queue`] it keeps commands where they last, with
 //! [`HubBuilder::limits`] every bound is yours.
 //!
+//! It listens by itself ([`Hub::serve`]), over whatever you make of an accepted
+//! socket ([`Hub::serve_over`]), or within your own HTTP server: as a part of an
+//! axum application (`Hub::router`, feature `axum`), or of any other
+//! (`Hub::answer`, feature `polling`).
+//!
 //! The promises, the protocol and the map of the code are in the repository's
 //! `docs/`. What is inside: [`core`] is the whole hub as a pure machine, for
 //! whoever simulates it or runs it on another runtime; [`hooks`] is what an

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -111,6 +112,20 @@ pub trait Authenticator: Send + Sync + 'static {
     /// Said once, when the hub starts; a place for a warning.
     fn describe(&self) -> &'static str {
         "custom"
+    }
+}
+
+/// One that your application asks, too.
+impl<T: Authenticator + ?Sized> Authenticator for Arc<T> {
+    fn authenticate<'a>(
+        &'a self,
+        credentials: &'a Credentials,
+    ) -> BoxFuture<'a, Result<Identity, AuthError>> {
+        (**self).authenticate(credentials)
+    }
+
+    fn describe(&self) -> &'static str {
+        (**self).describe()
     }
 }
 

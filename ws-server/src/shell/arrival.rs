@@ -83,7 +83,7 @@ impl Arriving {
     }
 
     /// The handshake was all right. `token` and `address` are what it said.
-    fn open(&self, token: Option<Secret>, address: Option<IpAddr>) {
+    pub(super) fn open(&self, token: Option<Secret>, address: Option<IpAddr>) {
         let id = self.id();
         self.registered.shared.input(|core, now| core.handle_opened(id, token, address, now));
     }
@@ -157,19 +157,14 @@ impl Arriving {
             Err(_) => return, // there is nothing to say it over
         };
         match self.shake(&mut socket, door, is_passed_on).await {
-            Ok(Ok(Shaken::Open)) => {
-                let greeted = Greeted::default();
-                let transport = transport::link(socket, limits, Arc::clone(&greeted)).await;
-                let task = LinkTask::new(self.registered, self.wake, transport);
-                task.saying_when_greeted(greeted).run().await;
-            }
+            Ok(Ok(Shaken::Open)) => self.live(socket, limits).await,
             #[cfg(feature = "polling")]
             Ok(Ok(Shaken::Plain(begun))) => {
                 let shared = Arc::clone(&self.registered.shared);
                 self.withdraw();
                 let (limits, door) = (Arc::clone(limits), Arc::clone(door));
                 let polling = Polling { shared, limits, door };
-                polling.serve(socket, begun, Some(peer), is_passed_on).await;
+                polling.serve(socket, begun, peer).await;
             }
             Ok(Err(refused)) => {
                 tracing::debug!(target: "trunkline::hub", link = id.0, why = refused.why, "handshake refused");
@@ -178,6 +173,37 @@ impl Arriving {
             Err(error) => {
                 tracing::debug!(target: "trunkline::hub", link = id.0, %error, "handshake failed");
             }
+        }
+    }
+
+    /// The life of the link on a WebSocket whose handshake is over.
+    async fn live<S>(self, socket: S, limits: &Limits)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let greeted = Greeted::default();
+        let transport = transport::link(socket, limits, Arc::clone(&greeted)).await;
+        let task = LinkTask::new(self.registered, self.wake, transport);
+        task.saying_when_greeted(greeted).run().await;
+    }
+
+    /// The same, on what a connection becomes once a handshake on it is answered
+    /// that somebody else's server has read.
+    #[cfg(feature = "polling")]
+    pub(super) async fn upgraded<S>(
+        self,
+        socket: impl Future<Output = io::Result<S>>,
+        limits: &Limits,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match self.unless_turned_away(socket).await {
+            Ok(Ok(socket)) => self.live(socket, limits).await,
+            Ok(Err(error)) => {
+                let link = self.id().0;
+                tracing::debug!(target: "trunkline::hub", link, %error, "handshake failed");
+            }
+            Err(_) => {} // there is nothing to say it over
         }
     }
 

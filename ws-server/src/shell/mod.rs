@@ -11,6 +11,8 @@ mod link;
 mod metrics;
 #[cfg(feature = "polling")]
 mod polling;
+#[cfg(feature = "axum")]
+mod router;
 mod wake_up;
 mod watch;
 
@@ -28,6 +30,10 @@ use trunkline_protocol::time::Now;
 
 pub(crate) use self::arrival::Arriving;
 use self::clock::Clock;
+#[cfg(feature = "polling")]
+pub(crate) use self::polling::Polling;
+#[cfg(feature = "axum")]
+pub(crate) use self::router::router;
 use self::wake_up::WakeUp;
 use self::watch::Watch;
 use crate::core::{Core, Effect, LinkId};

@@ -18,6 +18,7 @@ use hyper::body::Body;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,7 +29,7 @@ use trunkline_protocol::polling::{
 
 use super::arrival::Arriving;
 use super::{LinkId, Shared};
-use crate::transport::{Desk, Door, Missed, PollingLink, Refused};
+use crate::transport::{self, Desk, Door, Missed, PollingLink, Refused};
 
 /// How long a connection may stay between two requests, and take for the head
 /// of one.
@@ -43,7 +44,7 @@ const FRAMING_BYTES: usize = BATCH_FRAMES_MAX * FRAME_HEADER_BYTES;
 /// How long a browser may remember what it was allowed.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Bytes>;
 
 /// Links that poll, by the secret that names each.
 #[derive(Default)]
@@ -66,13 +67,8 @@ pub(crate) struct Polling {
 impl Polling {
     /// Answers the requests of one connection, of which `begun` was read
     /// already, until it ends or the hub does.
-    pub(crate) async fn serve<S>(
-        self,
-        socket: S,
-        begun: Vec<u8>,
-        peer: Option<IpAddr>,
-        is_passed_on: bool,
-    ) where
+    pub(crate) async fn serve<S>(self, socket: S, begun: Vec<u8>, peer: IpAddr)
+    where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Ok(_room) = Arc::clone(&self.shared).connections.clone().try_acquire_owned() else {
@@ -81,16 +77,13 @@ impl Polling {
         let shared = Arc::clone(&self.shared);
         let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
             let this = self.clone();
-            async move {
-                let forwarded = || this.door.forwarded_for(request.headers());
-                let address = if is_passed_on { forwarded() } else { peer };
-                Ok::<_, Infallible>(this.answer(request, address).await)
-            }
+            async move { Ok::<_, Infallible>(this.answer(request, peer).await.map(Full::new)) }
         });
         let io = TokioIo::new(Begun { begun: begun.into(), socket });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(BUFFER_BYTES);
-        let mut connection = std::pin::pin!(builder.serve_connection(io, answer));
+        let connection = builder.serve_connection(io, answer).with_upgrades();
+        let mut connection = std::pin::pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
@@ -103,12 +96,18 @@ impl Polling {
         let _ = tokio::time::timeout(shared.close_timeout, connection).await;
     }
 
-    /// Answers one request, which came from `address`.
-    pub(crate) async fn answer<B>(&self, request: Request<B>, address: Option<IpAddr>) -> Answer
+    /// Answers one request, over a connection from `peer`.
+    pub(crate) async fn answer<B>(&self, request: Request<B>, peer: IpAddr) -> Answer
     where
         B: Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let headers = request.headers();
+        let is_passed_on = self.door.is_proxy(peer);
+        let address = if is_passed_on { self.door.forwarded_for(headers) } else { Some(peer) };
+        if headers.contains_key(header::UPGRADE) {
+            return self.upgrade(request, address);
+        }
         let origin = request.headers().get(header::ORIGIN).cloned();
         let mut answer = if self.door.lets_in(request.headers()) {
             self.judge(request, address).await
@@ -158,6 +157,33 @@ impl Polling {
                 answer
             }
         }
+    }
+
+    /// Begins a WebSocket on the connection that the request came over.
+    fn upgrade<B>(&self, mut request: Request<B>, address: Option<IpAddr>) -> Answer {
+        let Some(arriving) = Arriving::new(&self.shared, address) else {
+            return say(StatusCode::SERVICE_UNAVAILABLE, "the hub has ended");
+        };
+        if let Some(close) = arriving.turned_away() {
+            return refused(&Refused::closed(&close));
+        }
+        if request.extensions().get::<OnUpgrade>().is_none() {
+            let why = "a WebSocket needs a connection in HTTP/1.1 that can be upgraded";
+            return say(StatusCode::BAD_REQUEST, why);
+        }
+        let socket = hyper::upgrade::on(&mut request);
+        let (head, _) = request.into_parts();
+        let handshake = match transport::judge(&Request::from_parts(head, ()), &self.door) {
+            Ok(handshake) => handshake,
+            Err(why) => return refused(&why),
+        };
+        arriving.open(handshake.token, None);
+        let limits = Arc::clone(&self.limits);
+        tokio::spawn(async move {
+            let socket = async { socket.await.map(TokioIo::new).map_err(io::Error::other) };
+            arriving.upgraded(socket, &limits).await;
+        });
+        handshake.response.map(|()| Bytes::new())
     }
 
     /// Opens a link.
@@ -237,7 +263,7 @@ impl Polling {
         let Some(number) = number(headers) else { return no_number() };
         match desk.take(number, self.shared.pause(self.limits.poll_hold)).await {
             Ok(batch) => {
-                let mut answer = Response::new(Full::new(batch));
+                let mut answer = Response::new(batch);
                 let kind = HeaderValue::from_static(CONTENT_TYPE);
                 answer.headers_mut().insert(header::CONTENT_TYPE, kind);
                 answer
@@ -255,7 +281,7 @@ fn secret() -> [u8; 16] {
 
 fn say(status: StatusCode, why: &str) -> Answer {
     let body = if why.is_empty() { Bytes::new() } else { format!("{why}\n").into() };
-    let mut answer = Response::new(Full::new(body));
+    let mut answer = Response::new(body);
     *answer.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain");
     answer.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -283,10 +309,8 @@ fn missed_it(missed: Missed) -> Answer {
 }
 
 fn refused(refused: &Refused) -> Answer {
-    let (status, retry_after) = refused.in_http();
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let mut answer = say(status, refused.why);
-    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after));
+    let mut answer = say(refused.status(), refused.why);
+    answer.headers_mut().extend(refused.headers());
     answer
 }
 

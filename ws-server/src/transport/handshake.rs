@@ -12,9 +12,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::machine::TryParse as _;
 use tokio_tungstenite::tungstenite::handshake::server::{
-    Request as HttpRequest, create_response, write_response,
+    Request as HttpRequest, Response as HttpResponse, create_response, write_response,
 };
 use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, header};
+#[cfg(feature = "polling")]
+use tokio_tungstenite::tungstenite::http::{HeaderName, StatusCode};
 use trunkline_protocol::close::{Advice, CloseCode};
 use trunkline_protocol::frame::Close;
 use trunkline_protocol::message::Secret;
@@ -77,13 +79,18 @@ impl Refused {
         Self { header, ..Self::new(status, why) }
     }
 
-    /// Its status, and the seconds after which to come again.
+    /// Its code.
     #[cfg(feature = "polling")]
-    pub(crate) fn in_http(&self) -> (u16, u64) {
-        let status = self.status.split(' ').next().and_then(|code| code.parse().ok());
-        let after = self.header.trim().strip_prefix("Retry-After: ");
-        let after = after.and_then(|seconds| seconds.parse().ok());
-        (status.unwrap_or(503), after.unwrap_or(0))
+    pub(crate) fn status(&self) -> StatusCode {
+        let code = self.status.split(' ').next().and_then(|code| code.parse().ok());
+        code.unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+    }
+
+    /// The headers that the status asks for.
+    #[cfg(feature = "polling")]
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let lines = self.header.split("\r\n").filter_map(|line| line.split_once(": "));
+        lines.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)))
     }
 
     /// What the library found.
@@ -123,7 +130,8 @@ const TOO_LARGE: Refused =
 /// An opening handshake that is all right, and is yet to be answered.
 #[derive(Debug)]
 pub(crate) struct Request {
-    response: Vec<u8>,
+    /// What says yes to it.
+    pub(crate) response: HttpResponse,
     /// The credentials that it carries.
     pub(crate) token: Option<Secret>,
     /// Where it says that it comes from: for those to believe who know who
@@ -157,7 +165,12 @@ where
         let why = "nothing may follow before the handshake is answered";
         return Ok(Err(Refused::bad(why)));
     }
-    Ok(judge(&read, door).map(Heard::Handshake))
+    let request = match HttpRequest::try_parse(&read) {
+        Ok(Some((_, request))) => judge(&request, door),
+        Ok(None) => Err(Refused::bad("not HTTP/1.1")),
+        Err(error) => Err(Refused::of(&error)),
+    };
+    Ok(request.map(Heard::Handshake))
 }
 
 /// Whether a head is that of a request about a link that polls.
@@ -179,7 +192,9 @@ fn is_plain(head: &[u8]) -> bool {
 impl Request {
     /// Says yes.
     pub(crate) async fn accept<S: AsyncWrite + Unpin>(&self, socket: &mut S) -> io::Result<()> {
-        socket.write_all(&self.response).await?;
+        let mut head = Vec::new();
+        write_response(&mut head, &self.response).map_err(io::Error::other)?;
+        socket.write_all(&head).await?;
         socket.flush().await
     }
 }
@@ -218,16 +233,14 @@ async fn read_head<S: AsyncRead + Unpin>(
 }
 
 /// What to make of a whole head.
-fn judge(head: &[u8], door: &Door) -> Result<Request, Refused> {
-    let request = HttpRequest::try_parse(head).map_err(|error| Refused::of(&error))?;
-    let Some((_, request)) = request else { return Err(Refused::bad("not HTTP/1.1")) };
+pub(crate) fn judge(request: &HttpRequest, door: &Door) -> Result<Request, Refused> {
     let headers = request.headers();
     if headers.contains_key(header::CONTENT_LENGTH)
         || headers.contains_key(header::TRANSFER_ENCODING)
     {
         return Err(Refused::bad("a WebSocket handshake has no body"));
     }
-    let mut response = create_response(&request).map_err(|error| Refused::of(&error))?;
+    let mut response = create_response(request).map_err(|error| Refused::of(&error))?;
     if !has_real_key(headers) {
         return Err(NO_KEY);
     }
@@ -239,10 +252,8 @@ fn judge(head: &[u8], door: &Door) -> Result<Request, Refused> {
     }
     let name = HeaderValue::from_static(SUBPROTOCOL);
     response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
-    let mut answer = Vec::new();
-    write_response(&mut answer, &response).map_err(|error| Refused::of(&error))?;
     let token = door.token(request.uri(), headers).map_err(Refused::bad)?;
-    Ok(Request { response: answer, token, forwarded_for: door.forwarded_for(headers) })
+    Ok(Request { response, token, forwarded_for: door.forwarded_for(headers) })
 }
 
 /// RFC 6455 §4.1: the key is 16 bytes in base64, once.

@@ -16,6 +16,8 @@ use trunkline_protocol::frame::Close;
 pub(crate) use self::door::Door;
 pub use self::door::{Origin, OriginError};
 pub(crate) use self::guard::Greeted;
+#[cfg(feature = "polling")]
+pub(crate) use self::handshake::judge;
 pub(crate) use self::handshake::{Heard, Refused, read, refuse};
 pub use self::memory::MemoryLink;
 pub(crate) use self::memory::pair;
