@@ -18,7 +18,7 @@ use trunkline_client::protocol::frame::Close;
 use trunkline_client::protocol::ids::CommandId;
 use trunkline_client::protocol::message::{CommandState, CommandStatus};
 use trunkline_client::protocol::one_line::OneLine;
-use trunkline_client::{ConnectionState, WebSocket};
+use trunkline_client::{ConnectionState, Connector, WebSocket};
 
 /// The present moment. An example is a shell, and this is its one clock.
 #[expect(clippy::disallowed_methods, reason = "the one place where the examples read the clock")]
@@ -58,21 +58,32 @@ where
 }
 
 /// The way to the hub at `url`, whose certificate is to be signed by one of
-/// those in the file `ca`, or by one that the platform trusts.
+/// those in the file `ca`, or by one that the platform trusts. With feature
+/// `polling` over plain HTTP where no WebSocket gets through.
 ///
 /// # Errors
 ///
 /// When the URL is not one, or the file has no such certificates.
-pub fn connector(url: &str, ca: Option<&Path>) -> Result<WebSocket, Box<dyn Error>> {
+pub fn connector(url: &str, ca: Option<&Path>) -> Result<impl Connector, Box<dyn Error>> {
     let hub = WebSocket::new(url).map_err(|error| format!("{}: {error}", without_secrets(url)))?;
-    let Some(file) = ca else { return Ok(hub) };
-    #[cfg(feature = "tls")]
-    {
-        let pem = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-        Ok(hub.roots_pem(&pem).map_err(|error| format!("{}: {error}", file.display()))?)
-    }
-    #[cfg(not(feature = "tls"))]
-    Err(format!("{}: needs TLS, which is in the feature `tls`", file.display()).into())
+    let hub = match ca {
+        Some(file) => trusting(hub, file)?,
+        None => hub,
+    };
+    #[cfg(feature = "polling")]
+    let hub = trunkline_client::Reaching::from(hub);
+    Ok(hub)
+}
+
+#[cfg(feature = "tls")]
+fn trusting(hub: WebSocket, ca: &Path) -> Result<WebSocket, Box<dyn Error>> {
+    let pem = std::fs::read(ca).map_err(|error| format!("{}: {error}", ca.display()))?;
+    Ok(hub.roots_pem(&pem).map_err(|error| format!("{}: {error}", ca.display()))?)
+}
+
+#[cfg(not(feature = "tls"))]
+fn trusting(_: WebSocket, ca: &Path) -> Result<WebSocket, Box<dyn Error>> {
+    Err(format!("{}: needs TLS, which is in the feature `tls`", ca.display()).into())
 }
 
 /// Text from elsewhere, safe to print: a title or an error must not move the
