@@ -87,6 +87,27 @@ gate_mutants() {
         superseded-link-still-counts
 }
 
+# Debian's nginx, unpacked beside the other tools where there is none: to install
+# the package would be to start a server.
+gate_proxy() {
+    local root=${CARGO_TARGET_DIR:-target}/tools/nginx
+    if ! command -v nginx >/dev/null; then
+        if [[ ! -x $root/usr/sbin/nginx ]]; then
+            mkdir -p "$root"
+            (cd "$root" && unpack nginx) || skip "nginx is not installed and could not be"
+        fi
+        TRUNKLINE_NGINX=$(cd "$root" && pwd)/usr/sbin/nginx
+        export TRUNKLINE_NGINX
+    fi
+    run cargo test -p trunkline-tests --test nginx -- --nocapture
+}
+
+# Unpacks a package of Debian's here, without installing it.
+unpack() {
+    run apt-get download -q "$1" || { run apt-get update -q && run apt-get download -q "$1"; } || return
+    run dpkg -x "$1"_*.deb .
+}
+
 # Valgrind says how many they are; without it the bench says so by itself.
 gate_instructions() {
     local log status=0

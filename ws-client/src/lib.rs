@@ -73,6 +73,8 @@ pub use connector::{BoxFuture, BoxLink, Connector, FrameLink};
 pub use core::dashboard::{Audit, DashboardEvent, InputError, RequestError, TerminalEvent};
 pub use core::dialing::{Backoff, ConnectionState};
 pub use core::outbox::OutboxLimits;
+#[cfg(feature = "polling")]
+pub use core::reach::Way;
 pub use dashboard::{
     Command, Dashboard, DashboardBuilder, Disconnected, Events, Lost, Request, Stage, Terminal,
     TerminalOptions,

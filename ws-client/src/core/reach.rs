@@ -31,8 +31,8 @@ pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(60);
 const RARER_MAX: u32 = 10;
 
 /// A way to reach a hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Way {
     /// A WebSocket.
     WebSocket,
     /// Plain HTTP.

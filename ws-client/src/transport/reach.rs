@@ -66,6 +66,13 @@ impl Reaching {
         *self.shared.reach() = Reach::new(every);
         self
     }
+
+    /// By which way a link is dialled now; one that came another way is about to be
+    /// replaced. Keep a clone, and it tells of the agent or the dashboard that was
+    /// given the other.
+    pub fn way(&self) -> Way {
+        self.shared.reach().way()
+    }
 }
 
 impl Shared {
