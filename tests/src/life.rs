@@ -44,7 +44,7 @@ const S: Duration = Duration::from_secs(1);
 pub type Marks = BTreeSet<&'static str>;
 
 /// All marks there are.
-pub const MARKS: [&str; 29] = [
+pub const MARKS: [&str; 30] = [
     "a command completed",
     "a command failed",
     "a command was interrupted",
@@ -74,6 +74,7 @@ pub const MARKS: [&str; 29] = [
     "a stalled reader caught up",
     "a result came after its agent was cut off",
     "two ran at a time",
+    "a client went over to another link",
 ];
 
 /// What a life came to.
@@ -85,6 +86,8 @@ pub struct Lived {
     pub fingerprint: u64,
     /// Processes that died, the hub's included, before everything healed.
     pub deaths: u32,
+    /// How often somebody went over to another link.
+    pub went_over: u32,
 }
 
 /// A command as whoever asked for it knows it.
@@ -195,7 +198,11 @@ fn live_in(mut world: World, plan: &Plan, traced: bool) -> Lived {
     let deaths = life.world.kills + life.world.agents.iter().map(|node| node.deaths).sum::<u32>();
     life.rest();
     life.judge();
-    Lived { marks: life.marks, fingerprint: life.world.fingerprint, deaths }
+    let went_over = life.world.went_over;
+    if went_over > 0 {
+        life.marks.insert("a client went over to another link");
+    }
+    Lived { marks: life.marks, fingerprint: life.world.fingerprint, deaths, went_over }
 }
 
 impl Life {
@@ -281,6 +288,10 @@ impl Life {
                 self.facts.insert(Fact::HalfOpen);
                 self.note_cut(*peer);
                 self.world.half_open(*peer);
+            }
+            Act::GoOver(peer, frames) => {
+                self.note_cut(*peer);
+                self.world.goes_over.insert(*peer, *frames);
             }
             Act::Stall(peer) => self.world.stall(*peer),
             Act::GoOn(peer) => self.world.go_on(*peer),
@@ -467,6 +478,7 @@ impl Life {
     /// Everything heals, what runs may end, and then must.
     fn rest(&mut self) {
         self.world.hub_dies_after = None;
+        self.world.goes_over.clear();
         self.world.agents.iter_mut().for_each(|node| node.dies_after = None);
         self.world.heal();
         for journal in self.world.agents.iter_mut().filter_map(|node| node.journal.as_mut()) {

@@ -53,6 +53,10 @@ pub enum Act {
     CutUnnoticed(Peer),
     /// Nobody notices that nothing arrives any more.
     HalfOpen(Peer),
+    /// Once so many frames more have arrived, at either end, the peer lets go of
+    /// its cable for another, as a client that goes over from one transport to
+    /// another. The hub does not notice, and still hears what was under way.
+    GoOver(Peer, u64),
     /// Nothing arrives until it goes on.
     Stall(Peer),
     /// A stall ends.
@@ -443,10 +447,11 @@ impl Draw<'_> {
         let agent = self.rng.random_range(0..3);
         let dashboard = self.rng.random_range(0..3);
         Some(match trouble {
-            Trouble::Cuts => match self.rng.random_range(0..3) {
+            Trouble::Cuts => match self.rng.random_range(0..4) {
                 0 => Act::Cut(peer),
                 1 => Act::CutUnnoticed(peer),
-                _ => Act::HalfOpen(peer),
+                2 => Act::HalfOpen(peer),
+                _ => Act::GoOver(peer, self.rng.random_range(0..50)),
             },
             Trouble::Silence => {
                 if self.rng.random() {

@@ -161,6 +161,11 @@ pub struct World {
     /// How often the present hub may put something out, an effect or a frame,
     /// before it dies; and whether what it has given its disks is on them then.
     pub hub_dies_after: Option<(u64, bool)>,
+    /// Who goes over to another cable when so many frames more have arrived, at
+    /// either end of its present one.
+    pub goes_over: BTreeMap<Peer, u64>,
+    /// How often somebody did.
+    pub went_over: u32,
     /// A digest of all frames that arrived, and when.
     pub fingerprint: u64,
     /// Whether to print what crosses the cables.
@@ -273,6 +278,8 @@ impl World {
             stored: BTreeMap::new(),
             doubted: BTreeSet::new(),
             hub_dies_after: None,
+            goes_over: BTreeMap::new(),
+            went_over: 0,
             fingerprint: 0,
             traced: false,
             still: (Duration::ZERO, 0),
@@ -939,6 +946,7 @@ impl World {
                 }
                 None => break,
             }
+            self.may_go_over(id, peer);
         }
         while let Some(cable) = self.cables.get_mut(&id).filter(|cable| cable.at_peer) {
             let peer = cable.peer;
@@ -955,7 +963,24 @@ impl World {
                 }
                 None => break,
             }
+            self.may_go_over(id, peer);
         }
+    }
+
+    /// A frame has arrived at one end of a peer's cable, who may let go of it now.
+    fn may_go_over(&mut self, cable: u64, peer: Peer) {
+        if !self.cables.get(&cable).is_some_and(|cable| cable.at_peer) {
+            return;
+        }
+        let Some(left) = self.goes_over.get_mut(&peer) else { return };
+        if let Some(less) = left.checked_sub(1) {
+            *left = less;
+            return;
+        }
+        self.goes_over.remove(&peer);
+        self.went_over += 1;
+        let close = Close::new(CloseCode::Lost, "gone over");
+        self.notice(cable, false, &close);
     }
 
     /// Gives new tokens to who wants one, and has a source that works.

@@ -9,9 +9,9 @@ use std::fs;
 use std::path::Path;
 
 use trunkline_protocol::message::{Lag, Priority};
-use trunkline_tests::Memory;
 use trunkline_tests::life::live;
 use trunkline_tests::plan::{Act, Ask, Plan};
+use trunkline_tests::{Memory, Peer};
 
 #[test]
 fn what_was_once_found_stays_mended() {
@@ -128,6 +128,30 @@ fn a_hub_may_die_wherever_something_leaves_it() {
         println!("the hub died at {points} points");
         assert!((200..4_000).contains(&points), "{points} points");
     }
+}
+
+/// Goes over to another link at every frame of a life that arrives at either end
+/// of the old one, until there is none left; how many there were.
+#[test]
+fn a_client_may_go_over_to_another_link_at_every_frame() {
+    let mut points = 0;
+    for peer in [Peer::Agent(0), Peer::Dashboard(0), Peer::Dashboard(1)] {
+        for again in [false, true] {
+            for after in 0..2_000 {
+                // To the other, and perhaps back while all is still under way.
+                let over = Act::GoOver(peer, after);
+                let back = if again { Act::GoOver(peer, 3) } else { Act::Wait(0) };
+                let plan = a_life_with_a_death(true, false, &over, &back);
+                println!("{}", plan.to_text()); // shown if it breaks
+                if live(&plan, false).went_over == 0 {
+                    break;
+                }
+                points += 1;
+            }
+        }
+    }
+    println!("went over at {points} points");
+    assert!((150..6_000).contains(&points), "{points} points");
 }
 
 #[test]
