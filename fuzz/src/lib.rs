@@ -5,6 +5,7 @@
 //! | target | the bytes are |
 //! |---|---|
 //! | [`mod@decode`] | a frame, read in every direction |
+//! | [`batch`] | the body of a request of a link that polls |
 //! | [`binary`] | a binary frame |
 //! | [`link`] | frames of one peer, a stranger first, raw |
 //! | [`hub`] | what two agents, three dashboards and the hooks do to a hub |
@@ -19,6 +20,7 @@
 //! whoever runs them: `run.sh` gives the limits.
 
 pub mod agent;
+pub mod batch;
 pub mod binary;
 pub mod dashboard;
 pub mod decode;
@@ -36,6 +38,7 @@ pub type Target = fn(&[u8]);
 /// Every target by name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("agent", agent::run),
+    ("batch", batch::run),
     ("binary", binary::run),
     ("dashboard", dashboard::run),
     ("decode", decode::run),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use trunkline_client::testing::{Script, Scripts, Viewer};
-use trunkline_client::{Agent, Audit, Connector as _, Dashboard, Request, WebSocket};
+use trunkline_client::{Agent, Audit, Connector as _, Dashboard, Polling, Request, WebSocket};
 use trunkline_protocol::limits::Limits;
 use trunkline_protocol::message::{Channel, CommandStatus, Presence};
 use trunkline_server::testing::{TestHub, transport};
@@ -114,6 +114,18 @@ async fn web_sockets_keep_to_what_a_transport_must() {
         };
         let (server, client) = tokio::join!(accept, client.dial());
         (server, client.unwrap())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn links_that_poll_keep_to_what_a_transport_must() {
+    transport(async || {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}", listener.local_addr().unwrap());
+        let server = trunkline_server::conformance::polled(listener, Limits::default());
+        let client = Polling::from(WebSocket::new(&url).unwrap());
+        (server, client.dial().await.unwrap())
     })
     .await;
 }

@@ -70,7 +70,7 @@ impl Connector for Polling {
             let outgoing = Arc::new(Outgoing::default());
             let asking = Http { hub: self.0.clone(), connection: None };
             let tasks = [
-                tokio::spawn(asking.receive(name.clone(), told.clone())),
+                tokio::spawn(asking.receive(name.clone(), Arc::clone(&outgoing), told.clone())),
                 tokio::spawn(http.send(name, Arc::clone(&outgoing), told)),
             ];
             let link = PollingLink { incoming, heard: VecDeque::new(), outgoing, tasks };
@@ -183,16 +183,23 @@ impl Http {
     }
 
     /// Asks for batch after batch.
-    async fn receive(mut self, link: HeaderValue, told: mpsc::Sender<io::Result<Vec<Frame>>>) {
+    async fn receive(
+        mut self,
+        link: HeaderValue,
+        outgoing: Arc<Outgoing>,
+        told: mpsc::Sender<io::Result<Vec<Frame>>>,
+    ) {
         for number in 1.. {
             let answer = self.insist(Method::GET, (&link, number), &Bytes::new()).await;
             let frames = answer.and_then(|answer| {
                 read(answer.into_body(), self.hub.longest()).map_err(io::Error::other)
             });
-            let is_last = match &frames {
-                Ok(frames) => matches!(frames.last(), Some(Frame::Close(_))),
-                Err(_) => true,
-            };
+            if frames.is_err() {
+                outgoing.lose();
+            }
+            let is_last = frames
+                .as_ref()
+                .map_or(true, |frames| matches!(frames.last(), Some(Frame::Close(_))));
             if told.send(frames).await.is_err() || is_last {
                 return;
             }
@@ -209,6 +216,7 @@ impl Http {
         for number in 1.. {
             let (batch, is_last) = outgoing.next().await;
             if let Err(error) = self.insist(Method::POST, (&link, number), &batch).await {
+                outgoing.lose();
                 let _ = told.send(Err(error)).await;
                 return;
             }
@@ -232,6 +240,8 @@ struct Waiting {
     frames: VecDeque<Frame>,
     bytes: usize,
     is_sending: bool,
+    /// The link is lost: nothing goes out any more.
+    is_lost: bool,
     writer: Option<Waker>,
 }
 
@@ -280,6 +290,18 @@ impl Outgoing {
             writer.wake();
         }
     }
+
+    fn lose(&self) {
+        let mut waiting = self.lock();
+        waiting.is_lost = true;
+        if let Some(writer) = waiting.writer.take() {
+            writer.wake();
+        }
+    }
+}
+
+fn lost() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
 }
 
 struct PollingLink {
@@ -319,6 +341,9 @@ impl Sink<Frame> for PollingLink {
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut waiting = self.outgoing.lock();
+        if waiting.is_lost {
+            return Poll::Ready(Err(lost()));
+        }
         if waiting.has_room() {
             return Poll::Ready(Ok(()));
         }
@@ -337,6 +362,9 @@ impl Sink<Frame> for PollingLink {
     /// Ready when all of it has arrived.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut waiting = self.outgoing.lock();
+        if waiting.is_lost {
+            return Poll::Ready(Err(lost()));
+        }
         if waiting.frames.is_empty() && !waiting.is_sending {
             return Poll::Ready(Ok(()));
         }

@@ -32,6 +32,8 @@ pub(crate) use self::arrival::Arriving;
 use self::clock::Clock;
 #[cfg(feature = "polling")]
 pub(crate) use self::polling::Polling;
+#[cfg(all(feature = "polling", feature = "testing"))]
+pub(crate) use self::polling::answer_for;
 #[cfg(feature = "axum")]
 pub(crate) use self::router::router;
 use self::wake_up::WakeUp;

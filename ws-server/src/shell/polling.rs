@@ -203,7 +203,7 @@ impl Polling {
         }
         let desk = Arc::new(Desk::default());
         let name = URL_SAFE_NO_PAD.encode(secret());
-        let task = arriving.polled(PollingLink(Arc::clone(&desk)), token);
+        let task = arriving.polled(PollingLink::new(Arc::clone(&desk)), token);
         let link = task.id();
         self.shared.polled.lock().insert(name.clone(), (link, desk));
         let (shared, key) = (Arc::clone(&self.shared), name.clone());
@@ -213,11 +213,7 @@ impl Polling {
             shared.pause(shared.close_timeout).await;
             shared.polled.lock().remove(&key);
         });
-        let mut answer = say(StatusCode::CREATED, "");
-        if let Ok(name) = HeaderValue::from_str(&name) {
-            answer.headers_mut().insert(LINK_HEADER, name);
-        }
-        answer
+        opened(&name)
     }
 
     fn find(&self, link: &str) -> Option<(LinkId, Arc<Desk>)> {
@@ -231,46 +227,99 @@ impl Polling {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let Some((id, desk)) = self.find(link) else { return no_such_link() };
-        let Some(number) = number(request.headers()) else { return no_number() };
         let is_greeted = self.shared.input(|core, _| core.is_greeted(id));
         let frame_max = if is_greeted { self.limits.message_bytes_max } else { GREETING_BYTES_MAX };
-        let max = frame_max + FRAMING_BYTES;
-        let declared = request.body().size_hint().lower();
-        if declared > max as u64 {
-            return too_long();
-        }
-        let body = Limited::new(request.into_body(), max).collect();
-        let body = match tokio::time::timeout(self.limits.message_timeout, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return too_long(),
-            Ok(Err(_)) => return say(StatusCode::BAD_REQUEST, "the body did not come whole"),
-            Err(_) => return say(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
-        };
-        let frames = match read(body, frame_max) {
-            Ok(frames) => frames,
-            Err(BatchError::TooLong) => return too_long(),
-            Err(error) => return say(StatusCode::BAD_REQUEST, &error.to_string()),
-        };
-        match desk.put(number, frames).await {
-            Ok(()) => say(StatusCode::NO_CONTENT, ""),
-            Err(missed) => missed_it(missed),
-        }
+        take(&desk, request, frame_max, self.limits.message_timeout).await
     }
 
     /// Gives a batch to the peer.
     async fn tell(&self, link: &str, headers: &HeaderMap) -> Answer {
         let Some((_, desk)) = self.find(link) else { return no_such_link() };
-        let Some(number) = number(headers) else { return no_number() };
-        match desk.take(number, self.shared.pause(self.limits.poll_hold)).await {
-            Ok(batch) => {
-                let mut answer = Response::new(batch);
-                let kind = HeaderValue::from_static(CONTENT_TYPE);
-                answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-                answer
-            }
-            Err(missed) => missed_it(missed),
-        }
+        give(&desk, headers, self.shared.pause(self.limits.poll_hold)).await
     }
+}
+
+/// Takes the batch of a request, of frames that are not too long, in time.
+pub(crate) async fn take<B>(
+    desk: &Desk,
+    request: Request<B>,
+    frame_max: usize,
+    time: Duration,
+) -> Answer
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Some(number) = number(request.headers()) else { return no_number() };
+    let max = frame_max + FRAMING_BYTES;
+    let declared = request.body().size_hint().lower();
+    if declared > max as u64 {
+        return too_long();
+    }
+    let body = Limited::new(request.into_body(), max).collect();
+    let body = match tokio::time::timeout(time, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return too_long(),
+        Ok(Err(_)) => return say(StatusCode::BAD_REQUEST, "the body did not come whole"),
+        Err(_) => return say(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
+    };
+    let frames = match read(body, frame_max) {
+        Ok(frames) => frames,
+        Err(BatchError::TooLong) => return too_long(),
+        Err(error) => return say(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match desk.put(number, frames).await {
+        Ok(()) => say(StatusCode::NO_CONTENT, ""),
+        Err(missed) => missed_it(missed),
+    }
+}
+
+/// Gives the batch that a request asks for, or nothing when `enough` is ready.
+pub(crate) async fn give(
+    desk: &Desk,
+    headers: &HeaderMap,
+    enough: impl Future<Output = ()>,
+) -> Answer {
+    let Some(number) = number(headers) else { return no_number() };
+    match desk.take(number, enough).await {
+        Ok(batch) => {
+            let mut answer = Response::new(batch);
+            let kind = HeaderValue::from_static(CONTENT_TYPE);
+            answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+            answer
+        }
+        Err(missed) => missed_it(missed),
+    }
+}
+
+/// Answers what is asked of the one link that there is, whose end is `desk`.
+#[cfg(feature = "testing")]
+pub(crate) async fn answer_for<B>(desk: &Desk, request: Request<B>, limits: &Limits) -> Answer
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let is_named = request.headers().contains_key(LINK_HEADER);
+    match (request.method(), is_named) {
+        (&Method::POST, false) => opened("the-only-one"),
+        (&Method::POST, true) => {
+            take(desk, request, limits.message_bytes_max, limits.message_timeout).await
+        }
+        (&Method::GET, true) => {
+            let enough = tokio::time::timeout(limits.poll_hold, std::future::pending::<()>());
+            give(desk, request.headers(), async { drop(enough.await) }).await
+        }
+        _ => say(StatusCode::METHOD_NOT_ALLOWED, ""),
+    }
+}
+
+/// There is a link of this name now.
+fn opened(name: &str) -> Answer {
+    let mut answer = say(StatusCode::CREATED, "");
+    if let Ok(name) = HeaderValue::from_str(name) {
+        answer.headers_mut().insert(LINK_HEADER, name);
+    }
+    answer
 }
 
 /// 128 bits that nobody guesses.

@@ -16,15 +16,21 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use tokio::sync::Notify;
+use tokio::time::{Sleep, sleep};
 use trunkline_protocol::frame::Frame;
 use trunkline_protocol::polling::{BATCH_FRAMES_MAX, append};
 
 /// What is gathered for one answer before the link has to wait, in bytes.
 const GATHERED_BYTES: usize = 256 * 1024;
+
+/// A peer that has not asked for so long does not come back: it tries for less
+/// (P-POLL-9).
+const SILENCE: Duration = Duration::from_secs(25);
 
 /// Where the requests of one link meet its task.
 #[derive(Debug, Default)]
@@ -49,6 +55,8 @@ struct Inside {
     writer: Option<Waker>,
     /// How many have asked: of two that ask at once the later is answered.
     asked: u64,
+    /// How many of them wait for their answer.
+    waiting: usize,
     /// The last frame for the peer is among those gathered, or was.
     said_close: bool,
     /// The peer has said something that cannot be: its link is lost.
@@ -86,11 +94,6 @@ impl Inside {
         self.said_close && self.frames == 0
     }
 
-    fn lose(&mut self) {
-        self.is_broken = true;
-        self.wake();
-    }
-
     fn wake(&mut self) {
         for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
             waker.wake();
@@ -103,42 +106,45 @@ impl Desk {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The peer's batch of this number. Ready once the link's task has taken it,
-    /// so that a peer which sends more than is read waits.
+    fn lose(&self, inside: &mut Inside) {
+        inside.is_broken = true;
+        inside.wake();
+        self.news.notify_waiters();
+        self.room.notify_waiters();
+    }
+
+    /// The peer's batch of this number. Taken once the link's task has what came
+    /// before, so that a peer which sends more than is read waits.
     ///
     /// Cancel safe: the batch was taken or it was not, and sending it again is
     /// harmless.
     pub(crate) async fn put(&self, number: u64, frames: Vec<Frame>) -> Result<(), Missed> {
-        {
-            let mut inside = self.lock();
-            if inside.is_over || inside.is_broken {
-                return Err(Missed::Over);
-            }
-            if number == inside.heard + 1 {
-                inside.heard = number;
-                if let Some(close @ Frame::Close(_)) = frames.last() {
-                    // It is answered with its like (RFC 6455 §5.5.1).
-                    inside.put(close);
-                    self.news.notify_waiters();
-                }
-                inside.inbox.extend(frames);
-                if let Some(reader) = inside.reader.take() {
-                    reader.wake();
-                }
-            } else if number != inside.heard || number == 0 {
-                inside.lose();
-                return Err(Missed::Number);
-            }
-        }
         loop {
             let room = self.room.notified();
             {
-                let inside = self.lock();
-                if inside.inbox.is_empty() {
-                    return Ok(());
-                }
+                let mut inside = self.lock();
                 if inside.is_over || inside.is_broken {
                     return Err(Missed::Over);
+                }
+                if number == inside.heard && number > 0 {
+                    return Ok(());
+                }
+                if number != inside.heard + 1 {
+                    self.lose(&mut inside);
+                    return Err(Missed::Number);
+                }
+                if inside.inbox.is_empty() {
+                    inside.heard = number;
+                    if let Some(close @ Frame::Close(_)) = frames.last() {
+                        // It is answered with its like (RFC 6455 §5.5.1).
+                        inside.put(close);
+                        self.news.notify_waiters();
+                    }
+                    inside.inbox.extend(frames);
+                    if let Some(reader) = inside.reader.take() {
+                        reader.wake();
+                    }
+                    return Ok(());
                 }
             }
             room.await;
@@ -155,6 +161,7 @@ impl Desk {
         number: u64,
         enough: impl Future<Output = ()>,
     ) -> Result<Bytes, Missed> {
+        let _asking = Asking::new(self);
         let mine = {
             let mut inside = self.lock();
             inside.asked += 1;
@@ -163,7 +170,7 @@ impl Desk {
                 return Ok(inside.given.1.clone());
             }
             if number != inside.given.0 + 1 {
-                inside.lose();
+                self.lose(&mut inside);
                 return Err(Missed::Number);
             }
             inside.asked
@@ -196,9 +203,40 @@ impl Desk {
     }
 }
 
+/// Somebody who waits for an answer, or is gone again.
+struct Asking<'a>(&'a Desk);
+
+impl<'a> Asking<'a> {
+    fn new(desk: &'a Desk) -> Self {
+        desk.lock().waiting += 1;
+        Self(desk)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut inside = self.0.lock();
+        inside.waiting -= 1;
+        // From now on its silence counts.
+        if let Some(reader) = inside.reader.take() {
+            reader.wake();
+        }
+    }
+}
+
 /// The link's own end.
 #[derive(Debug)]
-pub(crate) struct PollingLink(pub(crate) Arc<Desk>);
+pub(crate) struct PollingLink {
+    desk: Arc<Desk>,
+    /// Ends when the peer, which had asked so often, has not done so for long.
+    silence: Option<(u64, Pin<Box<Sleep>>)>,
+}
+
+impl PollingLink {
+    pub(crate) fn new(desk: Arc<Desk>) -> Self {
+        Self { desk, silence: None }
+    }
+}
 
 fn lost() -> io::Error {
     io::ErrorKind::ConnectionReset.into()
@@ -207,8 +245,10 @@ fn lost() -> io::Error {
 impl Stream for PollingLink {
     type Item = io::Result<Frame>;
 
+    #[expect(clippy::disallowed_methods, reason = "a deadline of the shell, not a wait")]
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut inside = self.0.lock();
+        let Self { desk, silence } = self.get_mut();
+        let mut inside = desk.lock();
         if inside.is_broken {
             return Poll::Ready(Some(Err(lost())));
         }
@@ -216,11 +256,20 @@ impl Stream for PollingLink {
             if inside.is_done() {
                 return Poll::Ready(None);
             }
+            silence.take_if(|(asked, _)| inside.waiting > 0 || *asked != inside.asked);
+            if inside.waiting == 0 {
+                let begin = || (inside.asked, Box::pin(sleep(SILENCE)));
+                let (_, silence) = silence.get_or_insert_with(begin);
+                if silence.as_mut().poll(cx).is_ready() {
+                    desk.lose(&mut inside);
+                    return Poll::Ready(Some(Err(lost())));
+                }
+            }
             inside.reader = Some(cx.waker().clone());
             return Poll::Pending;
         };
         if inside.inbox.is_empty() {
-            self.0.room.notify_waiters();
+            desk.room.notify_waiters();
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -230,7 +279,7 @@ impl Sink<Frame> for PollingLink {
     type Error = io::Error;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut inside = self.0.lock();
+        let mut inside = self.desk.lock();
         if inside.is_broken {
             return Poll::Ready(Err(lost()));
         }
@@ -242,7 +291,7 @@ impl Sink<Frame> for PollingLink {
     }
 
     fn start_send(self: Pin<&mut Self>, frame: Frame) -> io::Result<()> {
-        let mut inside = self.0.lock();
+        let mut inside = self.desk.lock();
         inside.put(&frame);
         Ok(())
     }
@@ -250,9 +299,9 @@ impl Sink<Frame> for PollingLink {
     /// What is here is as good as sent, since whoever asks gets it; but for the
     /// last words, which nobody may be there to ask for.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut inside = self.0.lock();
+        let mut inside = self.desk.lock();
         if inside.frames > 0 {
-            self.0.news.notify_waiters();
+            self.desk.news.notify_waiters();
         }
         if inside.said_close && !inside.is_done() && !inside.is_broken {
             inside.writer = Some(cx.waker().clone());
@@ -268,9 +317,9 @@ impl Sink<Frame> for PollingLink {
 
 impl Drop for PollingLink {
     fn drop(&mut self) {
-        self.0.lock().is_over = true;
-        self.0.news.notify_waiters();
-        self.0.room.notify_waiters();
+        self.desk.lock().is_over = true;
+        self.desk.news.notify_waiters();
+        self.desk.room.notify_waiters();
     }
 }
 
@@ -279,6 +328,7 @@ mod tests {
     use std::future::{pending, ready};
 
     use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+    use tokio::time::timeout;
     use trunkline_protocol::polling::read;
 
     use super::*;
@@ -294,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_asked_for_again_is_the_same() {
         let desk = Arc::new(Desk::default());
-        let mut link = PollingLink(Arc::clone(&desk));
+        let mut link = PollingLink::new(Arc::clone(&desk));
         link.send(text("one")).await.unwrap();
         link.send(text("two")).await.unwrap();
         let first = desk.take(1, pending()).await.unwrap();
@@ -310,22 +360,26 @@ mod tests {
     #[tokio::test]
     async fn what_is_sent_again_is_taken_once() {
         let desk = Arc::new(Desk::default());
-        let mut link = PollingLink(Arc::clone(&desk));
-        let mut put = Box::pin(desk.put(1, vec![text("one")]));
-        assert_eq!(put.as_mut().now_or_never(), None, "nobody has read it");
-        assert_eq!(link.next().await.unwrap().unwrap(), text("one"));
-        assert_eq!(put.await, Ok(()));
+        let mut link = PollingLink::new(Arc::clone(&desk));
+        assert_eq!(desk.put(1, vec![text("one")]).await, Ok(()));
         assert_eq!(desk.put(1, vec![text("one")]).await, Ok(()), "its answer was lost");
+        let mut next = Box::pin(desk.put(2, vec![text("two")]));
+        assert_eq!(next.as_mut().now_or_never(), None, "nobody has read the first");
+        let mut again = Box::pin(desk.put(2, vec![text("two")]));
+        assert_eq!(again.as_mut().now_or_never(), None, "nor is it taken");
+        assert_eq!(link.next().await.unwrap().unwrap(), text("one"));
+        assert_eq!((next.await, again.await), (Ok(()), Ok(())));
+        assert_eq!(link.next().await.unwrap().unwrap(), text("two"));
         assert!(link.next().now_or_never().is_none());
-        assert_eq!(desk.put(3, vec![]).await, Err(Missed::Number));
+        assert_eq!(desk.put(4, vec![]).await, Err(Missed::Number));
         assert!(link.next().await.unwrap().is_err());
-        assert_eq!(desk.put(2, vec![]).await, Err(Missed::Over));
+        assert_eq!(desk.put(3, vec![]).await, Err(Missed::Over));
     }
 
     #[tokio::test]
     async fn of_two_that_wait_the_later_is_answered() {
         let desk = Arc::new(Desk::default());
-        let mut link = PollingLink(Arc::clone(&desk));
+        let mut link = PollingLink::new(Arc::clone(&desk));
         let mut one = Box::pin(desk.take(1, pending()));
         assert_eq!(one.as_mut().now_or_never(), None);
         let mut two = Box::pin(desk.take(1, pending()));
@@ -338,7 +392,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_ask_holds_a_bounded_amount_and_gets_the_last_words() {
         let desk = Arc::new(Desk::default());
-        let mut link = PollingLink(Arc::clone(&desk));
+        let mut link = PollingLink::new(Arc::clone(&desk));
         let big = Frame::Binary(vec![0; 100 * 1024].into());
         let mut sent = 0;
         while link.feed(big.clone()).now_or_never().is_some() {
@@ -354,6 +408,22 @@ mod tests {
         assert_eq!(desk.take(3, pending()).await, Err(Missed::Over));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_no_more_is_lost_and_who_waits_is_not() {
+        let desk = Arc::new(Desk::default());
+        let mut link = PollingLink::new(Arc::clone(&desk));
+        // Waiting is no silence, however long it takes.
+        let waits = timeout(SILENCE * 3, desk.take(1, pending()));
+        let (waited, heard) = tokio::join!(waits, timeout(SILENCE * 3, link.next()));
+        assert!(waited.is_err() && heard.is_err(), "{heard:?}");
+        // Whoever asks again in time has asked.
+        assert!(timeout(SILENCE * 9 / 10, link.next()).await.is_err());
+        assert_eq!(desk.take(1, ready(())).await, Ok(Bytes::new()));
+        assert!(timeout(SILENCE * 9 / 10, link.next()).await.is_err());
+        assert!(timeout(SILENCE, link.next()).await.unwrap().unwrap().is_err());
+        assert_eq!(desk.take(2, ready(())).await, Err(Missed::Over));
+    }
+
     #[tokio::test]
     async fn a_close_is_answered_and_is_the_last() {
         let close = Frame::Close(trunkline_protocol::frame::Close::new(
@@ -361,7 +431,7 @@ mod tests {
             "goodbye",
         ));
         let desk = Arc::new(Desk::default());
-        let mut link = PollingLink(Arc::clone(&desk));
+        let mut link = PollingLink::new(Arc::clone(&desk));
         let put = desk.put(1, vec![text("one"), close.clone()]);
         let (put, ()) = tokio::join!(put, async {
             assert_eq!(link.next().await.unwrap().unwrap(), text("one"));
@@ -375,7 +445,7 @@ mod tests {
 
         // Ours is not said before it was fetched.
         let desk = Arc::new(Desk::default());
-        let mut link = PollingLink(Arc::clone(&desk));
+        let mut link = PollingLink::new(Arc::clone(&desk));
         let mut said = Box::pin(link.send(close.clone()));
         assert!(said.as_mut().now_or_never().is_none());
         assert_eq!(frames(desk.take(1, pending()).await.unwrap()), [close]);
